@@ -1,0 +1,1 @@
+//! Images on this machine: archives in, verified layers, root file systems out

@@ -1,0 +1,1 @@
+//! One list and watch per kind, shared by all workers of a process

@@ -1,0 +1,1 @@
+//! The Kubernetes object model as data: names, schema, defaults, validation, columns

@@ -1,0 +1,1 @@
+//! Links, addresses and nftables of one instance, over netlink

@@ -1,0 +1,1 @@
+//! Words of the Open Container Initiative: references, digests, manifests, image configs

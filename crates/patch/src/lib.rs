@@ -1,0 +1,1 @@
+//! JSON, merge, strategic and server-side-apply patches: Value × Value → Value

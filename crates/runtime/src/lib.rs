@@ -1,0 +1,1 @@
+//! Containers under keepers: processes, namespaces, cgroups, logs

@@ -1,0 +1,1 @@
+//! Revisions, transactions and watches over ordered memory and a durable engine

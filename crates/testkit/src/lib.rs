@@ -1,0 +1,1 @@
+//! An in-memory cluster with a fake engine, for tests

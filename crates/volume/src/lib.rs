@@ -1,0 +1,1 @@
+//! Volumes on this machine: directories, memory, projected files

@@ -1,0 +1,1 @@
+//! One program: the whole container platform

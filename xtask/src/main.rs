@@ -1,0 +1,2 @@
+//! What the house does to itself.
+fn main() {}
