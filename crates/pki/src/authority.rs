@@ -140,7 +140,11 @@ impl Authority {
 
     /// A client certificate: the common name is the user, the organization is its group
     /// (Kubernetes, "X509 client certificates"). Valid for a year.
-    pub fn issue_client(&self, common_name: &str, organizations: &[&str]) -> Result<Issued, Error> {
+    pub fn issue_client(
+        &self,
+        common_name: &str,
+        organization: Option<&str>,
+    ) -> Result<Issued, Error> {
         let parameters = parameters(common_name, organization, YEAR);
         self.issue(common_name, parameters, ExtendedKeyUsagePurpose::ClientAuth)
     }
