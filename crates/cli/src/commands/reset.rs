@@ -1,0 +1,88 @@
+//! `wharf reset`: stops everything and deletes what was stored.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use super::{down, require_root};
+use crate::{Config, Misuse, Program, Refused, kubeconfig};
+
+/// Everything that an instance keeps in its data directory. Nothing else is deleted.
+const KEPT: [&str; 7] = ["store", "images", "run", "pods", "log", "pki", "wharf.lock"];
+
+pub(super) fn run(program: &dyn Program, config: &Config, yes: bool) -> anyhow::Result<()> {
+    require_root("reset the cluster")?;
+    let directory = &config.instance.data_dir;
+    if directory.exists() && !directory.join("wharf.lock").exists() {
+        bail!(
+            "{} is no data directory of wharf (it has no wharf.lock); nothing was deleted",
+            directory.display()
+        );
+    }
+    if !yes {
+        confirm(config)?;
+    }
+    down::stop(program, config)?;
+    if directory.exists() {
+        refuse_mounts(directory)?;
+        for name in KEPT {
+            remove(&directory.join(name))?;
+        }
+        // Stays if somebody keeps something of their own in it.
+        let _ = std::fs::remove_dir(directory);
+    }
+    kubeconfig::remove(&config.kubeconfig, config.context())?;
+    println!("Everything in {} is gone.", directory.display());
+    Ok(())
+}
+
+fn confirm(config: &Config) -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Misuse(
+            "reset deletes the cluster and asks first; without a terminal, say --yes".into(),
+        )
+        .into());
+    }
+    eprint!(
+        "This stops all containers and deletes every object, image, volume and log in {}. Type yes to go on: ",
+        config.instance.data_dir.display()
+    );
+    std::io::stderr().flush().context("ask")?;
+    let mut answer = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut answer)
+        .context("read the answer")?;
+    if answer.trim() == "yes" {
+        return Ok(());
+    }
+    eprintln!("Nothing was deleted.");
+    Err(Refused.into())
+}
+
+/// Deleting must never reach through a mount into what belongs to others.
+fn refuse_mounts(directory: &Path) -> anyhow::Result<()> {
+    let mounts = crate::read_to_string(Path::new("/proc/self/mountinfo"))?;
+    let below = format!("{}/", directory.display());
+    let mounted = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .find(|target| target.starts_with(&below));
+    match mounted {
+        Some(target) => {
+            bail!("{target} is still mounted; unmount it, then run `wharf reset` again")
+        }
+        None => Ok(()),
+    }
+}
+
+fn remove(path: &Path) -> anyhow::Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => Err(error),
+    };
+    removed.with_context(|| format!("delete {}", path.display()))
+}

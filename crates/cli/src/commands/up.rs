@@ -1,0 +1,152 @@
+//! `wharf up`: starts the server in the background, and returns when the cluster is ready.
+//!
+//! The server tells its progress on its standard output, which is a pipe to this command, so nothing
+//! is polled; the end of the pipe without the word "ready" means that the server died, and then the
+//! end of its log says why.
+
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use http::Method;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::{block_on, require_root};
+use crate::control::{Control, Progress, Status};
+use crate::{Config, Locked, kubeconfig};
+
+/// How much of the log is shown when the server died.
+const LOG_TAIL_BYTES: u64 = 2000;
+
+pub(super) fn run(config: &Config) -> anyhow::Result<()> {
+    require_root("start a cluster")?;
+    config.instance.make_data_dir()?;
+    let started = Instant::now();
+    if let Some(status) = running(config)? {
+        kubeconfig::merge(
+            &config.instance.admin_kubeconfig(),
+            &config.kubeconfig,
+            config.context(),
+        )?;
+        let pid = status.pid.unwrap_or_default();
+        println!("wharf is already running (pid {pid}).");
+        return print_next(config);
+    }
+    match config.instance.lock()? {
+        // Freed at once: the server takes it. Two that come here together are told apart by the server's own attempt.
+        Locked::Ours(lock) => drop(lock),
+        Locked::Taken => bail!(
+            "another wharf is using {} and does not answer (starting or stopping); `wharf status --data-dir {0}` says more",
+            config.instance.data_dir.display()
+        ),
+    }
+    let mut server = spawn(config)?;
+    follow(config, &mut server)?;
+    kubeconfig::merge(
+        &config.instance.admin_kubeconfig(),
+        &config.kubeconfig,
+        config.context(),
+    )?;
+    println!(
+        "The cluster is ready after {:.1} s: {}",
+        started.elapsed().as_secs_f64(),
+        config.server_url()
+    );
+    print_next(config)
+}
+
+/// The server's word that it is ready, if one runs already.
+fn running(config: &Config) -> anyhow::Result<Option<Status>> {
+    block_on(async {
+        let Some(mut control) = Control::connect(&config.instance.control_socket()).await? else {
+            return Ok(None);
+        };
+        let status = control.ask::<Status>(Method::GET, "/ready").await?;
+        Ok(Some(status))
+    })
+}
+
+fn spawn(config: &Config) -> anyhow::Result<Child> {
+    let path = config.instance.log_file();
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("open {}", path.display()))?;
+    Command::new("/proc/self/exe")
+        .arg("server")
+        .args(&config.flags)
+        .arg("--progress")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .current_dir("/")
+        .spawn()
+        .context("start the server")
+}
+
+/// Shows what the server does, until it is ready.
+fn follow(config: &Config, server: &mut Child) -> anyhow::Result<()> {
+    let log_start =
+        std::fs::metadata(config.instance.log_file()).map_or(0, |metadata| metadata.len());
+    let output = server.stdout.take().context("the server has no output")?;
+    let spinner = std::io::stderr().is_terminal().then(|| {
+        let spinner = ProgressBar::new_spinner();
+        spinner.set_style(
+            ProgressStyle::with_template("{spinner} {msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+        );
+        spinner.enable_steady_tick(Duration::from_millis(80));
+        spinner
+    });
+    for line in BufReader::new(output).lines() {
+        let line = line.context("read the server's progress")?;
+        match serde_json::from_str(&line) {
+            Ok(Progress::Step { message }) => match &spinner {
+                Some(spinner) => spinner.set_message(message),
+                None => eprintln!("{message}"),
+            },
+            Ok(Progress::Ready) => {
+                if let Some(spinner) = spinner {
+                    spinner.finish_and_clear();
+                }
+                return Ok(());
+            }
+            Ok(Progress::Failed { message }) => bail!("{message}"),
+            Err(_) => eprintln!("{line}"),
+        }
+    }
+    let status = server.wait().context("wait for the server")?;
+    bail!(
+        "the server ended before it was ready ({status}); the end of {}:\n{}",
+        config.instance.log_file().display(),
+        log_tail(config, log_start)
+    );
+}
+
+fn log_tail(config: &Config, start: u64) -> String {
+    let mut text = Vec::new();
+    if let Ok(mut file) = std::fs::File::open(config.instance.log_file()) {
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        let from = start.max(length.saturating_sub(LOG_TAIL_BYTES));
+        // What cannot be read is not shown; the path stands in the message.
+        let _ = file
+            .seek(SeekFrom::Start(from))
+            .and_then(|_| file.read_to_end(&mut text));
+    }
+    String::from_utf8_lossy(&text).trim_end().to_string()
+}
+
+fn print_next(config: &Config) -> anyhow::Result<()> {
+    println!(
+        "Context \"{}\" is current in {}.",
+        config.context(),
+        config.kubeconfig.display()
+    );
+    println!("Next: kubectl get nodes");
+    Ok(())
+}
