@@ -189,6 +189,15 @@ fn create(connection: &Connection) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
+/// SQLite's integers are signed; a store does not live to see 2⁶³ revisions.
+fn stored(revision: Revision) -> i64 {
+    revision.0.cast_signed()
+}
+
+fn loaded(revision: i64) -> Revision {
+    Revision(revision.cast_unsigned())
+}
+
 fn read(connection: &Connection, row: &mut dyn FnMut(Row)) -> rusqlite::Result<Revision> {
     let mut select = connection.prepare("SELECT space, name, revision, body FROM entry")?;
     let mut rows = select.query([])?;
