@@ -1,0 +1,216 @@
+//! The one place that a process gets its caches from.
+
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
+use lifecycle::Drain;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+
+use crate::cache::{Cache, Extract, Index};
+use crate::changes::Changes;
+use crate::reflect::{self, Form, Source};
+
+/// What can be cached: any typed object of the API.
+pub trait Object:
+    kube::Resource<DynamicType: Send + Sync> + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
+}
+
+impl<K> Object for K where
+    K: kube::Resource<DynamicType: Send + Sync>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// An object of which only the metadata is kept.
+pub type Metadata = PartialObjectMeta<DynamicObject>;
+
+/// The caches of one process, each started when first asked for. Cheap to clone.
+#[derive(Clone)]
+pub struct Informers {
+    client: kube::Client,
+    drain: Drain,
+    started: Arc<Mutex<HashMap<Place, Box<dyn Any + Send>>>>,
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Place {
+    kind: TypeId,
+    path: String,
+    field_selector: Option<String>,
+}
+
+impl Informers {
+    /// Caches that read through `client` until `drain` is signaled.
+    pub fn new(client: kube::Client, drain: Drain) -> Self {
+        Informers {
+            client,
+            drain,
+            started: Arc::default(),
+        }
+    }
+
+    /// The client that the caches read through.
+    pub fn client(&self) -> &kube::Client {
+        &self.client
+    }
+
+    /// The cache of a kind in all namespaces. Must be called within a tokio runtime.
+    pub fn of<K>(&self) -> Informer<K>
+    where
+        K: Object,
+        K::DynamicType: Default,
+    {
+        self.at(&K::DynamicType::default(), None, Form::Whole)
+    }
+
+    /// The cache of those objects of a kind that a field selector picks, such as
+    /// `spec.nodeName=node-1`. It is a cache of its own beside the one of the whole kind.
+    pub fn of_fields<K>(&self, field_selector: &str) -> Informer<K>
+    where
+        K: Object,
+        K::DynamicType: Default,
+    {
+        let selector = Some(field_selector.to_owned());
+        self.at(&K::DynamicType::default(), selector, Form::Whole)
+    }
+
+    /// The cache of the metadata of any kind that discovery names. The objects' types are left out:
+    /// they are those of `resource`.
+    pub fn of_metadata(&self, resource: &ApiResource) -> Informer<Metadata> {
+        self.at(resource, None, Form::Metadata)
+    }
+
+    fn at<K: Object>(
+        &self,
+        kind: &K::DynamicType,
+        field_selector: Option<String>,
+        form: Form,
+    ) -> Informer<K> {
+        let path = K::url_path(kind, None);
+        let place = Place {
+            kind: TypeId::of::<K>(),
+            path: path.clone(),
+            field_selector: field_selector.clone(),
+        };
+        let mut started = self.started.lock();
+        if let Some(known) = started.get(&place) {
+            let known = known.downcast_ref::<Informer<K>>();
+            return known.expect("the place names the type").clone();
+        }
+        let informer = Informer {
+            cache: Arc::default(),
+            drain: self.drain.clone(),
+        };
+        let source = Source {
+            client: self.client.clone(),
+            path,
+            field_selector,
+            form,
+        };
+        tokio::spawn(reflect::run(
+            source,
+            informer.cache.clone(),
+            self.drain.clone(),
+        ));
+        started.insert(place, Box::new(informer.clone()));
+        informer
+    }
+}
+
+/// The cache of one kind. Clones read the same cache.
+pub struct Informer<K: kube::Resource> {
+    cache: Arc<Cache<K>>,
+    drain: Drain,
+}
+
+impl<K: kube::Resource> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Informer {
+            cache: self.cache.clone(),
+            drain: self.drain.clone(),
+        }
+    }
+}
+
+impl<K: kube::Resource> Informer<K> {
+    /// The newest known state of an object. `None` as namespace is for kinds without namespaces.
+    pub fn get(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
+        self.cache.get(namespace.unwrap_or_default(), name)
+    }
+
+    /// All objects, by namespace and name.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.cache.list()
+    }
+
+    /// All objects of a namespace, by name.
+    pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.cache.list_in(namespace)
+    }
+
+    /// How many objects there are.
+    pub fn count(&self) -> usize {
+        self.cache.count()
+    }
+
+    /// Resolves when the first list has arrived, at once if it has; never if the program drains
+    /// before.
+    pub async fn synced(&self) {
+        let mut synced = self.cache.synced.subscribe();
+        // The cache owns the sender and outlives this borrow, so waiting cannot fail.
+        let _ = synced.wait_for(|synced| *synced).await;
+    }
+
+    /// Whether the first list has arrived.
+    pub fn is_synced(&self) -> bool {
+        *self.cache.synced.borrow()
+    }
+
+    /// A feed of changes that begins with everything that is known.
+    pub fn changes(&self) -> Changes<K> {
+        Changes {
+            feed: self.cache.subscribe(),
+            drain: self.drain.clone(),
+        }
+    }
+
+    /// The objects by the values that `extract` names, for example the uid of the owner. Whoever asks
+    /// for an index of the same name gets the same one; `extract` must be the same then.
+    pub fn index_by(&self, name: &'static str, extract: fn(&K) -> Vec<String>) -> Index<K> {
+        let extract: Extract<K> = extract;
+        Index::new(self.cache.clone(), name, extract)
+    }
+
+    /// Waits until `probe` finds in the cache what it looks for. It is asked at once, and again after
+    /// each step of the cache; the usual use is to wait for one's own write to come back:
+    ///
+    /// ```ignore
+    /// pods.until(|pods| pods.get(Some("default"), &name)).await;
+    /// ```
+    pub async fn until<T>(&self, mut probe: impl FnMut(&Self) -> Option<T>) -> T {
+        let mut revision = self.cache.revision.subscribe();
+        loop {
+            revision.mark_unchanged();
+            if let Some(found) = probe(self) {
+                return found;
+            }
+            // The cache owns the sender and outlives this borrow, so waiting cannot fail.
+            let _ = revision.changed().await;
+        }
+    }
+
+    /// The newest revision of the server that the cache has reached; 0 before the first list.
+    pub fn revision(&self) -> u64 {
+        *self.cache.revision.borrow()
+    }
+}

@@ -1,0 +1,237 @@
+//! Keeping a cache like the server: list, then watch, then watch on from where it stopped.
+//!
+//! ```text
+//!         ┌────────── 410 Gone: the place is no longer in the history ─────────┐
+//!         ▼                                                                    │
+//!       list ──► watch after revision ──► event, bookmark ──► … ──► end, error ┘
+//!                      ▲                                             │
+//!                      └───────────── again, after a pause ◄─────────┘
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryStreamExt;
+use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
+use kube::core::Request;
+use lifecycle::Drain;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use crate::cache::Cache;
+use crate::informers::Object;
+
+/// Objects per page of the list: bounds what is in flight on top of the cache.
+const PAGE: u32 = 500;
+/// How long the server is asked to keep one watch, in seconds.
+const WATCH_SECONDS: u32 = 290;
+/// After this long a watch is taken for dead: the server should have ended it.
+const WATCH_DEAD_AFTER: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A watch that lived this long was a good one: the next pause begins small again.
+const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+
+/// How much of each object is asked for.
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    Whole,
+    Metadata,
+}
+
+/// Where the objects come from.
+pub(crate) struct Source {
+    pub(crate) client: kube::Client,
+    pub(crate) path: String,
+    pub(crate) field_selector: Option<String>,
+    pub(crate) form: Form,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("could not build the request")]
+    Build(#[source] kube::core::request::Error),
+    #[error("could not list")]
+    List(#[source] kube::Error),
+    #[error("could not start to watch after revision {revision}")]
+    WatchStart {
+        revision: String,
+        #[source]
+        source: kube::Error,
+    },
+    #[error("the watch broke")]
+    Watch(#[source] kube::Error),
+    #[error("the server ended the watch: {0}")]
+    Ended(Box<kube::core::Status>),
+    #[error("nothing was heard of the watch for {} s", WATCH_DEAD_AFTER.as_secs())]
+    Silent,
+}
+
+impl Error {
+    /// Whether the server no longer knows the place to go on from.
+    fn is_expired(&self) -> bool {
+        let status = match self {
+            Error::WatchStart {
+                source: kube::Error::Api(status),
+                ..
+            } => status,
+            Error::Watch(kube::Error::Api(status))
+            | Error::List(kube::Error::Api(status))
+            | Error::Ended(status) => status,
+            _ => return false,
+        };
+        status.code == 410 || matches!(status.reason.as_str(), "Expired" | "Gone")
+    }
+}
+
+/// Runs until `drain` is signaled.
+pub(crate) async fn run<K: Object>(source: Source, cache: Arc<Cache<K>>, drain: Drain) {
+    let mut revision = None;
+    let mut pause = PAUSE_MIN;
+    loop {
+        let started = Instant::now();
+        let result = tokio::select! {
+            result = source.follow(&cache, &mut revision) => result,
+            () = drain.signaled() => return,
+        };
+        let healthy = started.elapsed() >= HEALTHY_AFTER;
+        if healthy {
+            pause = PAUSE_MIN;
+        }
+        match result {
+            Ok(()) if healthy => continue,
+            Ok(()) => debug!(path = source.path, "the watch ended early"),
+            Err(error) if error.is_expired() => {
+                debug!(path = source.path, "the history was passed by, listing again");
+                revision = None;
+            }
+            // Someone who starts at the same time as the server need not read of its first moments.
+            Err(error) if pause > Duration::from_millis(500) => {
+                warn!(path = source.path, error = chain(&error), "cannot follow, will try again");
+            }
+            Err(error) => debug!(path = source.path, error = chain(&error), "cannot follow"),
+        }
+        let jittered = pause.mul_f64(rand::random_range(0.75..1.25));
+        tokio::select! {
+            () = tokio::time::sleep(jittered) => {}
+            () = drain.signaled() => return,
+        }
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+impl Source {
+    /// One list, if there is no place to go on from, and one watch.
+    async fn follow<K: Object>(
+        &self,
+        cache: &Cache<K>,
+        revision: &mut Option<String>,
+    ) -> Result<(), Error> {
+        let mut place = match revision.take() {
+            Some(place) => place,
+            None => self.list(cache).await?,
+        };
+        let result = tokio::time::timeout(WATCH_DEAD_AFTER, self.watch(cache, &mut place))
+            .await
+            .unwrap_or(Err(Error::Silent));
+        *revision = Some(place);
+        result
+    }
+
+    async fn list<K: Object>(&self, cache: &Cache<K>) -> Result<String, Error> {
+        let mut objects = Vec::new();
+        let mut params = ListParams {
+            field_selector: self.field_selector.clone(),
+            limit: Some(PAGE),
+            ..ListParams::default()
+        };
+        loop {
+            let request = Request::new(&self.path);
+            let request = match self.form {
+                Form::Whole => request.list(&params),
+                Form::Metadata => request.list_metadata(&params),
+            };
+            let page: ObjectList<K> = self
+                .client
+                .request(request.map_err(Error::Build)?)
+                .await
+                .map_err(Error::List)?;
+            objects.extend(page.items.into_iter().map(compact));
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params.continue_token = Some(token),
+                None => {
+                    let revision = page.metadata.resource_version.unwrap_or_default();
+                    cache.replace(objects, &revision);
+                    return Ok(revision);
+                }
+            }
+        }
+    }
+
+    async fn watch<K: Object>(&self, cache: &Cache<K>, place: &mut String) -> Result<(), Error> {
+        let params = WatchParams {
+            field_selector: self.field_selector.clone(),
+            timeout: Some(WATCH_SECONDS),
+            bookmarks: true,
+            ..WatchParams::default()
+        };
+        let request = Request::new(&self.path);
+        let request = match self.form {
+            Form::Whole => request.watch(&params, place),
+            Form::Metadata => request.watch_metadata(&params, place),
+        };
+        let request = request.map_err(Error::Build)?;
+        let events = self
+            .client
+            .request_events::<K>(request)
+            .await
+            .map_err(|source| Error::WatchStart {
+                revision: place.clone(),
+                source,
+            })?;
+        let mut events = std::pin::pin!(events);
+        while let Some(event) = events.try_next().await.map_err(Error::Watch)? {
+            match event {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    advance(place, object.meta().resource_version.as_deref());
+                    cache.apply(compact(object));
+                }
+                WatchEvent::Deleted(object) => {
+                    advance(place, object.meta().resource_version.as_deref());
+                    cache.delete(compact(object));
+                }
+                WatchEvent::Bookmark(bookmark) => {
+                    cache.reach(bookmark.metadata.resource_version.parse().unwrap_or_default());
+                    *place = bookmark.metadata.resource_version;
+                }
+                WatchEvent::Error(status) => return Err(Error::Ended(status)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn advance(place: &mut String, revision: Option<&str>) {
+    if let Some(revision) = revision {
+        revision.clone_into(place);
+    }
+}
+
+/// What the cache keeps of an object: without managed fields, which are a third of a pod and read by
+/// nobody here; and cloned, because a decoded vector has room for more than it holds and its clone
+/// has not.
+fn compact<K: Object>(mut object: K) -> Arc<K> {
+    object.meta_mut().managed_fields = None;
+    Arc::new(object.clone())
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
