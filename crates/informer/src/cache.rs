@@ -176,7 +176,8 @@ impl<K: Resource> Cache<K> {
         }
         drop(contents);
         self.reach(revision.parse().unwrap_or_default());
-        self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+        self.synced
+            .send_if_modified(|synced| !std::mem::replace(synced, true));
     }
 
     /// Notes how far the cache has come, and wakes who waits for it.

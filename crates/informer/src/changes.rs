@@ -126,13 +126,16 @@ impl<K: Resource> Feed<K> {
             Some(note) => note.now = now,
             None => {
                 notes.order.push_back(key.clone());
-                notes.by_key.insert(key.clone(), Note { known: before, now });
+                notes
+                    .by_key
+                    .insert(key.clone(), Note { known: before, now });
             }
         }
-        let never_heard_of = |note: &Note<K>| note.known.is_none() && matches!(note.now, Now::Gone(_));
+        let never_heard_of =
+            |note: &Note<K>| note.known.is_none() && matches!(note.now, Now::Gone(_));
         if notes.by_key.get(&key).is_some_and(never_heard_of) {
-            // The key's place in the order stays, and is passed over when its turn comes; at most
-            // as many places as were ever noted between two looks of the reader would be kept so.
+            // Not worth a note; and keeping one would let a reader that is away collect the names of
+            // all that ever came and went.
             notes.by_key.remove(&key);
             notes.order.retain(|other| *other != key);
         }
@@ -157,5 +160,81 @@ impl<K: Resource> Feed<K> {
             }
             (old, Now::There(new)) => Some(Change::Applied { new, old }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::api::ObjectMeta;
+
+    use super::*;
+
+    fn object(uid: &str, revision: &str) -> Arc<ConfigMap> {
+        Arc::new(ConfigMap {
+            metadata: ObjectMeta {
+                name: Some("a".to_owned()),
+                uid: Some(uid.to_owned()),
+                resource_version: Some(revision.to_owned()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        })
+    }
+
+    /// The states that an object went through while the reader was away, as `uid@revision`, the first
+    /// of which the reader knew; an empty one stands for "not there". And what the reader then hears.
+    fn check(states: &[&str], heard: &[&str]) {
+        let feed = Feed::default();
+        let key = Key::new("", "a");
+        let parse = |state: &str| {
+            let (uid, revision) = state.split_once('@')?;
+            Some(object(uid, revision))
+        };
+        let mut before = parse(states[0]);
+        for state in &states[1..] {
+            match (before.clone(), parse(state)) {
+                (old, Some(new)) => {
+                    feed.applied(key.clone(), old, new.clone());
+                    before = Some(new);
+                }
+                (Some(old), None) => {
+                    feed.deleted(key.clone(), old.clone(), old);
+                    before = None;
+                }
+                (None, None) => {}
+            }
+        }
+        let text = |object: &ConfigMap| {
+            let meta = &object.metadata;
+            format!(
+                "{}@{}",
+                meta.uid.clone().unwrap_or_default(),
+                meta.resource_version.clone().unwrap_or_default()
+            )
+        };
+        let mut notes = Vec::new();
+        while let Some(change) = feed.pop() {
+            notes.push(match change {
+                Change::Applied { new, old } => match old {
+                    Some(old) => format!("{} was {}", text(&new), text(&old)),
+                    None => format!("{} is new", text(&new)),
+                },
+                Change::Deleted(last) => format!("{} is gone", text(&last)),
+            });
+        }
+        assert_eq!(notes, heard, "{states:?}");
+        assert!(feed.notes.lock().by_key.is_empty());
+    }
+
+    #[test]
+    fn a_slow_reader_hears_the_last_state_and_what_it_knew() {
+        check(&["", "u@1"], &["u@1 is new"]);
+        check(&["u@1", "u@2", "u@3"], &["u@3 was u@1"]);
+        check(&["u@1", "u@2", ""], &["u@2 is gone"]);
+        check(&["", "u@1", "u@2", ""], &[]);
+        check(&["u@1", "", "v@3"], &["u@1 is gone", "v@3 is new"]);
+        check(&["u@1", "", "v@3", ""], &["v@3 is gone"]);
+        check(&["", "u@1", "", "v@3"], &["v@3 is new"]);
     }
 }

@@ -41,23 +41,51 @@ mod tests {
     use super::*;
 
     fn check(before: Value, after: Value, patch: Option<Value>) {
-        assert_eq!(merge_difference(&before, &after), patch, "{before} to {after}");
+        assert_eq!(
+            merge_difference(&before, &after),
+            patch,
+            "{before} to {after}"
+        );
     }
 
     #[test]
     fn only_what_changed_is_in_the_patch() {
         check(json!({"a": 1}), json!({"a": 1}), None);
-        check(json!({"a": 1, "b": {"c": 2, "d": 3}}), json!({"a": 1, "b": {"c": 4, "d": 3}}), Some(json!({"b": {"c": 4}})));
-        check(json!({"a": 1, "b": 2}), json!({"b": 2}), Some(json!({"a": null})));
-        check(json!({}), json!({"a": {"b": 1}}), Some(json!({"a": {"b": 1}})));
-        check(json!({"a": [1, 2]}), json!({"a": [1]}), Some(json!({"a": [1]})));
-        check(json!({"a": {"b": 1}}), json!({"a": 5}), Some(json!({"a": 5})));
+        check(
+            json!({"a": 1, "b": {"c": 2, "d": 3}}),
+            json!({"a": 1, "b": {"c": 4, "d": 3}}),
+            Some(json!({"b": {"c": 4}})),
+        );
+        check(
+            json!({"a": 1, "b": 2}),
+            json!({"b": 2}),
+            Some(json!({"a": null})),
+        );
+        check(
+            json!({}),
+            json!({"a": {"b": 1}}),
+            Some(json!({"a": {"b": 1}})),
+        );
+        check(
+            json!({"a": [1, 2]}),
+            json!({"a": [1]}),
+            Some(json!({"a": [1]})),
+        );
+        check(
+            json!({"a": {"b": 1}}),
+            json!({"a": 5}),
+            Some(json!({"a": 5})),
+        );
     }
 
     #[test]
     fn null_and_absent_are_the_same() {
         check(json!({"a": null}), json!({}), None);
         check(json!({}), json!({"a": null}), None);
-        check(json!({"a": 1}), json!({"a": null}), Some(json!({"a": null})));
+        check(
+            json!({"a": 1}),
+            json!({"a": null}),
+            Some(json!({"a": null})),
+        );
     }
 }

@@ -134,7 +134,9 @@ where
     pub fn add_rate_limited(&self, key: Key) {
         let mut state = self.shared.state.lock();
         let failures = state.failures.entry(key.clone()).or_default();
-        let pause = RETRY_MIN.saturating_mul(1 << (*failures).min(20)).min(RETRY_MAX);
+        let pause = RETRY_MIN
+            .saturating_mul(1 << (*failures).min(20))
+            .min(RETRY_MAX);
         *failures = failures.saturating_add(1);
         drop(state);
         self.add_after(key, pause);
@@ -223,7 +225,12 @@ where
                     .map(|text| (*text).to_owned())
                     .or_else(|| panic.downcast_ref::<String>().cloned())
                     .unwrap_or_default();
-                error!(queue = name, ?key, panic = text, "panicked, will be tried again");
+                error!(
+                    queue = name,
+                    ?key,
+                    panic = text,
+                    "panicked, will be tried again"
+                );
                 self.shared.state.lock().panics += 1;
                 self.add_rate_limited(key);
             }
@@ -283,5 +290,165 @@ impl<Key: Hash + Ord + Clone> State<Key> {
                 self.add(key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Runs a queue of `workers` until `stop` is signaled by the test.
+    macro_rules! running {
+        ($queue:expr, $workers:expr, $reconcile:expr) => {{
+            let (stop, drain) = lifecycle::drain();
+            let task = tokio::spawn($queue.clone().run("test", $workers, $reconcile, drain));
+            (stop, task)
+        }};
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_never_worked_on_twice_at_once_and_not_forgotten_while_busy() {
+        let queue = Queue::new();
+        let (now, most, runs) = (
+            AtomicUsize::new(0),
+            AtomicUsize::new(0),
+            AtomicUsize::new(0),
+        );
+        let counts = Arc::new((now, most, runs));
+        let (stop, task) = running!(queue, 4, {
+            let counts = counts.clone();
+            move |_: &'static str| {
+                let counts = counts.clone();
+                async move {
+                    let now = counts.0.fetch_add(1, Ordering::SeqCst) + 1;
+                    counts.1.fetch_max(now, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    counts.0.fetch_sub(1, Ordering::SeqCst);
+                    counts.2.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, Infallible>(Action::Done)
+                }
+            }
+        });
+        queue.add("a");
+        queue.add("a");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Busy now: both of these together are one more look, after this one.
+        queue.add("a");
+        queue.add("a");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(counts.1.load(Ordering::SeqCst), 1);
+        assert_eq!(counts.2.load(Ordering::SeqCst), 2);
+        stop.signal();
+        task.await.expect("the queue ends in order");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn different_keys_run_side_by_side_up_to_the_number_of_workers() {
+        let queue = Queue::new();
+        let most = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0)));
+        let (stop, task) = running!(queue, 3, {
+            let most = most.clone();
+            move |_: u32| {
+                let most = most.clone();
+                async move {
+                    let now = most.0.fetch_add(1, Ordering::SeqCst) + 1;
+                    most.1.fetch_max(now, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    most.0.fetch_sub(1, Ordering::SeqCst);
+                    Ok::<_, Infallible>(Action::Done)
+                }
+            }
+        });
+        (0..10).for_each(|key| queue.add(key));
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(most.1.load(Ordering::SeqCst), 3);
+        stop.signal();
+        task.await.expect("the queue ends in order");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_and_an_error_are_tried_again_after_growing_pauses() {
+        let queue = Queue::new();
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let start = Instant::now();
+        let (stop, task) = running!(queue, 1, {
+            let times = times.clone();
+            move |_: ()| {
+                let times = times.clone();
+                async move {
+                    let count = {
+                        let mut times = times.lock();
+                        times.push(start.elapsed().as_millis());
+                        times.len()
+                    };
+                    match count {
+                        1 => panic!("the first time"),
+                        2..5 => Err("not yet"),
+                        _ => Ok(Action::Done),
+                    }
+                }
+            }
+        });
+        queue.add(());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let pauses: Vec<_> = times
+            .lock()
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .collect();
+        assert_eq!(pauses, [5, 10, 20, 40]);
+        assert_eq!(queue.panics(), 1);
+        assert!(queue.shared.state.lock().failures.is_empty());
+        stop.signal();
+        task.await.expect("the queue ends in order");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_several_timers_the_earliest_counts_and_a_plain_add_takes_them_back() {
+        let queue = Queue::new();
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let start = Instant::now();
+        let (stop, task) = running!(queue, 1, {
+            let times = times.clone();
+            move |key: &'static str| {
+                times.lock().push((key, start.elapsed().as_secs()));
+                async { Ok::<_, Infallible>(Action::Done) }
+            }
+        });
+        queue.add_after("a", Duration::from_secs(30));
+        queue.add_after("a", Duration::from_secs(10));
+        queue.add_after("a", Duration::from_secs(20));
+        queue.add_after("b", Duration::from_secs(5));
+        queue.add("b");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(*times.lock(), [("b", 0), ("a", 10)]);
+        stop.signal();
+        task.await.expect("the queue ends in order");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_work_in_hand_is_finished_before_the_queue_ends() {
+        let queue = Queue::new();
+        let finished = Arc::new(AtomicUsize::new(0));
+        let (stop, task) = running!(queue, 2, {
+            let finished = finished.clone();
+            move |seconds: u64| {
+                let finished = finished.clone();
+                async move {
+                    tokio::time::sleep(Duration::from_secs(seconds)).await;
+                    finished.fetch_add(1, Ordering::SeqCst);
+                    Ok::<_, Infallible>(Action::Done)
+                }
+            }
+        });
+        queue.add(2);
+        queue.add(3600);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stop.signal();
+        task.await.expect("the queue ends in order");
+        assert_eq!(finished.load(Ordering::SeqCst), 1);
     }
 }

@@ -58,7 +58,10 @@ enum Reporter {
     /// `count`, `firstTimestamp`, `lastTimestamp`, `source`: what the kubelet and most controllers do.
     Counting { component: String, host: String },
     /// `eventTime`, `series`, `action`: what the scheduler does.
-    Series { controller: String, instance: String },
+    Series {
+        controller: String,
+        instance: String,
+    },
 }
 
 /// Writes Events about objects. Clones share one queue and one memory of what was said.
@@ -219,7 +222,10 @@ async fn write(
             result => return result.map(drop),
         }
     }
-    events.create(&PostParams::default(), &event).await.map(drop)
+    events
+        .create(&PostParams::default(), &event)
+        .await
+        .map(drop)
 }
 
 /// What is to be written of a remark.
@@ -328,10 +334,13 @@ impl Memory {
             similar.since = remark.at;
         }
         let message_hash = hash(&remark.message);
-        let combined = similar.messages.len() >= SIMILAR_MAX
-            && !similar.messages.contains(&message_hash);
+        let combined =
+            similar.messages.len() >= SIMILAR_MAX && !similar.messages.contains(&message_hash);
         let (key, message) = if combined {
-            (group, format!("(combined from similar events): {}", remark.message))
+            (
+                group,
+                format!("(combined from similar events): {}", remark.message),
+            )
         } else {
             similar.messages.insert(message_hash);
             (hash(&(group, message_hash)), remark.message.clone())
@@ -402,5 +411,108 @@ impl<V> Bounded<V> {
             self.order.push_back(key);
         }
         self.values.entry(key).or_insert_with(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remark(name: &str, message: &str, second: i64) -> Remark {
+        Remark {
+            regarding: ObjectReference {
+                kind: Some("Pod".to_owned()),
+                name: Some(name.to_owned()),
+                ..ObjectReference::default()
+            },
+            event_type: EventType::Warning,
+            reason: "BackOff".to_owned(),
+            action: None,
+            message: message.to_owned(),
+            at: Timestamp::from_second(1_700_000_000 + second).expect("in range"),
+        }
+    }
+
+    #[test]
+    fn the_same_remark_again_raises_the_count_of_the_first() {
+        let mut memory = Memory::default();
+        let first = memory.weigh(&remark("web", "down", 0)).expect("said");
+        let second = memory.weigh(&remark("web", "down", 5)).expect("said");
+        let other = memory.weigh(&remark("api", "down", 6)).expect("said");
+        assert_eq!((first.count, second.count, other.count), (1, 2, 1));
+        assert_eq!(first.name, second.name);
+        assert_eq!(second.first, first.first);
+        assert_ne!(first.name, other.name);
+    }
+
+    #[test]
+    fn many_similar_remarks_become_one() {
+        let mut memory = Memory::default();
+        let messages: Vec<_> = (0..12)
+            .filter_map(|number| memory.weigh(&remark("web", &format!("try {number}"), number)))
+            .collect();
+        assert_eq!(messages[9].message, "try 9");
+        assert_eq!(
+            messages[10].message,
+            "(combined from similar events): try 10"
+        );
+        assert_eq!(
+            messages[11].message,
+            "(combined from similar events): try 11"
+        );
+        assert_eq!((messages[10].count, messages[11].count), (1, 2));
+        let later = memory.weigh(&remark("web", "try 99", 3600)).expect("said");
+        assert_eq!(later.message, "try 99");
+    }
+
+    #[test]
+    fn an_object_that_chatters_is_let_through_once_in_five_minutes() {
+        let mut memory = Memory::default();
+        let said =
+            |memory: &mut Memory, second| memory.weigh(&remark("web", "down", second)).is_some();
+        assert_eq!((0..100).filter(|_| said(&mut memory, 0)).count(), 25);
+        assert_eq!(
+            (1..900).filter(|second| said(&mut memory, *second)).count(),
+            2
+        );
+        assert!(memory.weigh(&remark("api", "down", 1)).is_some());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut memory = Memory::default();
+        for number in 0..3 * REMEMBERED_MAX {
+            memory.weigh(&remark(&format!("web-{number}"), "down", 0));
+        }
+        assert_eq!(memory.said.values.len(), REMEMBERED_MAX);
+        assert_eq!(memory.allowance.values.len(), REMEMBERED_MAX);
+        assert_eq!(memory.similar.order.len(), REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn a_node_s_event_goes_to_the_default_namespace_in_the_form_of_its_reporter() {
+        let mut memory = Memory::default();
+        let remark = remark("node-1", "Starting kubelet.", 0);
+        let verdict = memory.weigh(&remark).expect("said");
+        let counting = Reporter::Counting {
+            component: "kubelet".to_owned(),
+            host: "node-1".to_owned(),
+        };
+        let event = serde_json::to_value(event_of(&counting, &remark, &verdict)).expect("is JSON");
+        assert_eq!(event["metadata"]["namespace"], "default");
+        assert_eq!(event["count"], 1);
+        assert_eq!(event["firstTimestamp"], "2023-11-14T22:13:20Z");
+        assert_eq!(
+            event["source"],
+            json!({"component": "kubelet", "host": "node-1"})
+        );
+        let series = Reporter::Series {
+            controller: "default-scheduler".to_owned(),
+            instance: "default-scheduler-node-1".to_owned(),
+        };
+        let event = serde_json::to_value(event_of(&series, &remark, &verdict)).expect("is JSON");
+        assert_eq!(event["eventTime"], "2023-11-14T22:13:20.000000Z");
+        assert_eq!(event.get("count"), None);
+        assert_eq!(event["reportingComponent"], "default-scheduler");
     }
 }

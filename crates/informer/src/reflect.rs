@@ -102,12 +102,19 @@ pub(crate) async fn run<K: Object>(source: Source, cache: Arc<Cache<K>>, drain: 
             Ok(()) if healthy => continue,
             Ok(()) => debug!(path = source.path, "the watch ended early"),
             Err(error) if error.is_expired() => {
-                debug!(path = source.path, "the history was passed by, listing again");
+                debug!(
+                    path = source.path,
+                    "the history was passed by, listing again"
+                );
                 revision = None;
             }
             // Someone who starts at the same time as the server need not read of its first moments.
             Err(error) if pause > Duration::from_millis(500) => {
-                warn!(path = source.path, error = chain(&error), "cannot follow, will try again");
+                warn!(
+                    path = source.path,
+                    error = chain(&error),
+                    "cannot follow, will try again"
+                );
             }
             Err(error) => debug!(path = source.path, error = chain(&error), "cannot follow"),
         }
@@ -201,7 +208,13 @@ impl Source {
                     cache.delete(compact(object));
                 }
                 WatchEvent::Bookmark(bookmark) => {
-                    cache.reach(bookmark.metadata.resource_version.parse().unwrap_or_default());
+                    cache.reach(
+                        bookmark
+                            .metadata
+                            .resource_version
+                            .parse()
+                            .unwrap_or_default(),
+                    );
                     *place = bookmark.metadata.resource_version;
                 }
                 WatchEvent::Error(status) => return Err(Error::Ended(status)),
