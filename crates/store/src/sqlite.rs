@@ -47,9 +47,15 @@ const NEWEST: &str = "UPDATE newest SET revision = ?1";
 pub struct Sqlite {
     path: PathBuf,
     /// `None` once closed.
-    connection: Option<Connection>,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
     /// SQLite would let a second process in; two memories over one file would overwrite each other.
-    _lock: File,
+    /// Held until after the connection is closed.
+    lock: File,
 }
 
 impl Sqlite {
@@ -79,8 +85,7 @@ impl Sqlite {
         let connection = connect(&path)?;
         Ok(Sqlite {
             path,
-            connection: Some(connection),
-            _lock: lock,
+            open: Some(Open { connection, lock }),
         })
     }
 
@@ -248,8 +253,8 @@ impl DurableEngine for Sqlite {
             path: self.path.clone(),
             source,
         };
-        match &self.connection {
-            Some(connection) => read(connection, row).map_err(database),
+        match &self.open {
+            Some(open) => read(&open.connection, row).map_err(database),
             None => Err(OpenError::File {
                 path: self.path.clone(),
                 source: io::Error::new(io::ErrorKind::NotConnected, "it is closed"),
@@ -258,15 +263,17 @@ impl DurableEngine for Sqlite {
     }
 
     fn commit(&mut self, changes: &[Change], newest: Revision) -> Result<(), EngineError> {
-        let connection = self.connection.as_ref().ok_or_else(|| self.closed())?;
-        write(connection, changes, newest).map_err(|error| self.error(error))
+        let open = self.open.as_ref().ok_or_else(|| self.closed())?;
+        write(&open.connection, changes, newest).map_err(|error| self.error(error))
     }
 
     fn close(&mut self) -> Result<(), EngineError> {
-        let Some(connection) = self.connection.take() else {
+        let Some(Open { connection, lock }) = self.open.take() else {
             return Ok(());
         };
         // The last connection to close moves the log into the file and removes it.
-        connection.close().map_err(|(_, error)| self.error(error))
+        let closed = connection.close();
+        drop(lock);
+        closed.map_err(|(_, error)| self.error(error))
     }
 }

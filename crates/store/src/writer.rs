@@ -19,7 +19,8 @@ use crate::{
 const BATCH_TRANSACTIONS: usize = 512;
 const BATCH_BYTES: usize = 8 << 20;
 
-type Answer<M> = oneshot::Sender<Result<Committed<M>, CommitError>>;
+type Outcome<M> = Result<Committed<M>, CommitError>;
+type Answer<M> = oneshot::Sender<Outcome<M>>;
 
 pub(crate) enum Request<M> {
     Commit(Prepared<M>, Answer<M>),
@@ -38,7 +39,7 @@ struct Batch<M> {
     state: Snapshot<M>,
     changes: Vec<Change>,
     events: Vec<Arc<Event<M>>>,
-    answers: Vec<(Answer<M>, Result<Committed<M>, CommitError>)>,
+    answers: Vec<(Answer<M>, Outcome<M>)>,
     weight: usize,
 }
 
@@ -134,11 +135,7 @@ impl<M: Send + Sync + 'static> Writer<M> {
 
     /// Tells all of a failed batch so. Also those that had a conflict: it may have been with a
     /// write that now has not happened.
-    fn refuse(
-        &mut self,
-        answers: Vec<(Answer<M>, Result<Committed<M>, CommitError>)>,
-        error: EngineError,
-    ) {
+    fn refuse(&mut self, answers: Vec<(Answer<M>, Outcome<M>)>, error: EngineError) {
         if !std::mem::replace(&mut self.failing, true) {
             tracing::error!(%error, "the store cannot write; nothing was lost, writes are refused until it can");
         }
@@ -205,7 +202,7 @@ impl<M> Batch<M> {
     }
 
     /// Checks against the state with all earlier transactions of the batch; then nothing can fail.
-    fn apply(&mut self, transaction: Prepared<M>) -> Result<Committed<M>, CommitError> {
+    fn apply(&mut self, transaction: Prepared<M>) -> Outcome<M> {
         let exists = transaction
             .writes
             .iter()
