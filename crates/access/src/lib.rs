@@ -1,0 +1,16 @@
+//! Role-based access: rules and bindings in, decisions out.
+//!
+//! Kubernetes' RBAC (rbac.authorization.k8s.io/v1) only ever adds: a request is allowed if one rule of
+//! one role that is bound to the caller allows it, and nothing can forbid. So a [`Policy`] is a plain
+//! value made from the four kinds of objects, and every question to it is a search. There is no IO and
+//! no clock in here; who feeds it, and when it is made anew, is left to the API server.
+
+mod attributes;
+mod bootstrap;
+mod policy;
+mod rule;
+
+pub use attributes::{Attributes, Subject, User};
+pub use bootstrap::bootstrap;
+pub use policy::{Decision, Policy};
+pub use rule::Rule;
