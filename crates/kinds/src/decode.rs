@@ -1,0 +1,327 @@
+//! Reading a JSON body as Go's strict decoder would read it into the kind's type.
+//!
+//! Upstream decodes into structs and prints them again; clients see the traces of that: unknown fields are gone or
+//! refused, empty optional fields disappear, objects held by value stand there as `{}`, quantities and times are
+//! canonical. [`decode`] and [`normalize`] leave the same traces by walking value and schema side by side.
+
+use serde_json::{Map, Value};
+
+use crate::duplicates;
+use crate::quantity::Quantity;
+use crate::schema::{Form, SchemaRef, Type};
+use crate::time;
+
+/// What the decoder had to say about a body.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decoded {
+    /// `unknown field "spec.foo"`; the fields are removed from the body.
+    pub unknown: Vec<String>,
+    /// `duplicate field "spec.foo"`; only known when the raw bytes were given.
+    pub duplicate: Vec<String>,
+    /// Why the body cannot be read at all, as Go tells it (`json: cannot unmarshal …`); the body is then unusable.
+    pub error: Option<String>,
+}
+
+/// Reads `body` as the type at `schema` and leaves in it what Go would print; see [`Decoded`].
+pub(crate) fn decode(body: &mut Value, raw: Option<&[u8]>, schema: &SchemaRef) -> Decoded {
+    let mut reader = Reader { path: String::new(), unknown: Vec::new(), mismatch: None };
+    let aborted = reader.read(body, schema).err();
+    Decoded {
+        unknown: reader.unknown,
+        duplicate: raw.map(duplicates::find).unwrap_or_default(),
+        error: aborted.or(reader.mismatch),
+    }
+}
+
+/// Brings an object that was changed by our own code into the form in which Go would print it.
+pub(crate) fn normalize(object: &mut Value, schema: &SchemaRef) {
+    decode(object, None, schema);
+}
+
+/// Fills in the defaults that the schema declares, wherever the object that has the field is there.
+pub(crate) fn apply_defaults(value: &mut Value, schema: &SchemaRef) {
+    match value {
+        Value::Array(items) => {
+            if let Some(item_schema) = schema.items() {
+                items.iter_mut().for_each(|item| apply_defaults(item, &item_schema));
+            }
+        }
+        Value::Object(fields) if schema.kind_of_value() == Type::Object => {
+            for (name, field) in schema.fields() {
+                match (fields.get_mut(name), field.default_value()) {
+                    (Some(present), default) if !is_zero(present) || field.form() == Form::Pointer => {
+                        if let (Value::Null, Some(default)) = (&*present, default) {
+                            *present = default.clone();
+                        }
+                        apply_defaults(present, &field);
+                    }
+                    (_, Some(default)) => {
+                        fields.insert(name.to_owned(), default.clone());
+                    }
+                    _ => {}
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+struct Reader {
+    /// Where the walk is: `spec.containers[0].name`.
+    path: String,
+    unknown: Vec<String>,
+    /// Go goes on after a mismatch and tells the first.
+    mismatch: Option<String>,
+}
+
+/// An error that ends Go's decoder at once: those of types that parse themselves.
+type Abort = String;
+
+impl Reader {
+    fn below(
+        &mut self,
+        step: std::fmt::Arguments<'_>,
+        read: impl FnOnce(&mut Reader) -> Result<(), Abort>,
+    ) -> Result<(), Abort> {
+        let length = self.path.len();
+        std::fmt::Write::write_fmt(&mut self.path, step).map_err(|error| error.to_string())?;
+        let outcome = read(self);
+        self.path.truncate(length);
+        outcome
+    }
+
+    fn read(&mut self, value: &mut Value, schema: &SchemaRef) -> Result<(), Abort> {
+        match schema.kind_of_value() {
+            Type::Object => self.read_object(value, schema),
+            Type::Map => self.read_map(value, schema),
+            Type::List => self.read_list(value, schema),
+            scalar => self.read_scalar(value, scalar),
+        }
+    }
+
+    fn read_object(&mut self, value: &mut Value, schema: &SchemaRef) -> Result<(), Abort> {
+        if value.is_null() {
+            *value = Value::Object(Map::new());
+        }
+        let Value::Object(fields) = value else {
+            let name = schema.definition().and_then(|name| name.rsplit('.').next()).unwrap_or_default().to_owned();
+            self.mismatch(value, &name);
+            return Ok(());
+        };
+        let strange: Vec<String> = fields.keys().filter(|name| schema.field(name).is_none()).cloned().collect();
+        for name in strange {
+            fields.remove(&name);
+            let dot = if self.path.is_empty() { "" } else { "." };
+            self.unknown.push(format!("unknown field \"{}{dot}{name}\"", self.path));
+        }
+        for (name, field) in schema.fields() {
+            let form = field.form();
+            let Some(present) = fields.get_mut(name) else {
+                if let Some(empty) = empty(&field, form) {
+                    fields.insert(name.to_owned(), empty);
+                }
+                continue;
+            };
+            if present.is_null() {
+                match empty(&field, form) {
+                    Some(empty) => *present = empty,
+                    None => drop(fields.remove(name)),
+                }
+                continue;
+            }
+            let dot = if self.path.is_empty() { "" } else { "." };
+            self.below(format_args!("{dot}{name}"), |reader| reader.read(present, &field))?;
+            if form == Form::Omitted && is_zero(present) && !(field.kind_of_value() == Type::Object) {
+                fields.remove(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn read_map(&mut self, value: &mut Value, schema: &SchemaRef) -> Result<(), Abort> {
+        let Some(schema) = schema.additional() else { return Ok(()) };
+        let Value::Object(entries) = value else {
+            let name = format!("map[string]{}", go_name(&schema));
+            self.mismatch(value, &name);
+            return Ok(());
+        };
+        for (key, entry) in entries.iter_mut() {
+            self.below(format_args!(".{key}"), |reader| reader.read_element(entry, &schema))?;
+        }
+        Ok(())
+    }
+
+    fn read_list(&mut self, value: &mut Value, schema: &SchemaRef) -> Result<(), Abort> {
+        let Some(schema) = schema.items() else { return Ok(()) };
+        let Value::Array(items) = value else {
+            let name = format!("[]{}", go_name(&schema));
+            self.mismatch(value, &name);
+            return Ok(());
+        };
+        for (index, item) in items.iter_mut().enumerate() {
+            self.below(format_args!("[{index}]"), |reader| reader.read_element(item, &schema))?;
+        }
+        Ok(())
+    }
+
+    /// Items of lists and values of maps exist even when they are null: they are the empty value of their type.
+    fn read_element(&mut self, value: &mut Value, schema: &SchemaRef) -> Result<(), Abort> {
+        match value.is_null() {
+            true => {
+                *value = zero(schema);
+                Ok(())
+            }
+            false => self.read(value, schema),
+        }
+    }
+
+    fn read_scalar(&mut self, value: &mut Value, scalar: Type) -> Result<(), Abort> {
+        match scalar {
+            Type::String if !value.is_string() => self.mismatch(value, "string"),
+            Type::Boolean if !value.is_boolean() => self.mismatch(value, "bool"),
+            Type::Number if !value.is_number() => self.mismatch(value, "float64"),
+            Type::Int64 if value.as_i64().is_none() => self.mismatch(value, "int64"),
+            Type::Int32 if !fits_int32(value) => self.mismatch(value, "int32"),
+            Type::Bytes => match value.as_str().map(canonical_base64) {
+                Some(Ok(None)) => {}
+                Some(Ok(Some(canonical))) => *value = canonical.into(),
+                Some(Err(at)) => return Err(format!("illegal base64 data at input byte {at}")),
+                None => self.mismatch(value, "[]uint8"),
+            },
+            Type::IntOrString if !value.is_string() && !fits_int32(value) => {
+                return Err(format!("json: cannot unmarshal {} into Go value of type int32", describe(value)));
+            }
+            Type::Quantity => *value = canonical_quantity(value)?,
+            Type::Time | Type::MicroTime => match value.as_str() {
+                Some(text) => *value = time::canonical(text, scalar == Type::MicroTime)?.into(),
+                None => {
+                    return Err(format!("json: cannot unmarshal {} into Go value of type string", describe(value)));
+                }
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn mismatch(&mut self, value: &Value, go_type: &str) {
+        if self.mismatch.is_none() {
+            let place = match self.path.is_empty() {
+                true => "Go value".to_owned(),
+                false => format!("Go struct field .{}", self.path),
+            };
+            self.mismatch = Some(format!("json: cannot unmarshal {} into {place} of type {go_type}", describe(value)));
+        }
+    }
+}
+
+fn fits_int32(value: &Value) -> bool {
+    value.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
+}
+
+fn canonical_quantity(value: &Value) -> Result<Value, Abort> {
+    let text = match value {
+        Value::String(text) => text.trim().to_owned(),
+        other => other.to_string(),
+    };
+    text.parse::<Quantity>().map(|quantity| quantity.to_string().into()).map_err(|error| error.to_string())
+}
+
+/// A JSON value in Go's words.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) => "bool".to_owned(),
+        Value::Number(number) if number.is_f64() || number.is_u64() && number.as_i64().is_none() => {
+            format!("number {number}")
+        }
+        Value::Number(_) => "number".to_owned(),
+        Value::String(_) => "string".to_owned(),
+        Value::Array(_) => "array".to_owned(),
+        Value::Object(_) => "object".to_owned(),
+    }
+}
+
+fn go_name(schema: &SchemaRef) -> String {
+    match schema.kind_of_value() {
+        Type::Object => schema.definition().and_then(|name| name.rsplit('.').next()).unwrap_or("struct").to_owned(),
+        Type::Map => "map[string]string".to_owned(),
+        Type::List => "[]string".to_owned(),
+        Type::String => "string".to_owned(),
+        Type::Bytes => "[]uint8".to_owned(),
+        Type::Quantity => "resource.Quantity".to_owned(),
+        _ => "int32".to_owned(),
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// What stands for an absent field; `None` when nothing does.
+fn empty(field: &SchemaRef, form: Form) -> Option<Value> {
+    match (form, field.kind_of_value()) {
+        (Form::Value, _) => Some(zero(field)),
+        (Form::Always, Type::Object) => Some(Value::Null),
+        (Form::Always, _) => Some(zero(field)),
+        (Form::Omitted | Form::Pointer, _) => None,
+    }
+}
+
+/// The empty value of a type, as Go prints it.
+fn zero(schema: &SchemaRef) -> Value {
+    match schema.kind_of_value() {
+        Type::Object => {
+            let mut fields = Map::new();
+            for (name, field) in schema.fields() {
+                if let Some(empty) = empty(&field, field.form()) {
+                    fields.insert(name.to_owned(), empty);
+                }
+            }
+            Value::Object(fields)
+        }
+        Type::String => "".into(),
+        Type::Int32 | Type::Int64 | Type::IntOrString | Type::Number => 0.into(),
+        Type::Boolean => false.into(),
+        Type::Quantity => "0".into(),
+        Type::List | Type::Map | Type::Bytes | Type::Time | Type::MicroTime | Type::Any => Value::Null,
+    }
+}
+
+/// Standard base64 with padding, line breaks allowed, as Go reads it: `None` if the text is canonical already,
+/// the offset of the first wrong byte as the error.
+fn canonical_base64(text: &str) -> Result<Option<String>, usize> {
+    let digit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
+    let bytes: Vec<(usize, u8)> =
+        text.bytes().enumerate().filter(|(_, byte)| !matches!(byte, b'\r' | b'\n')).collect();
+    let end = text.len();
+    for (quad, chunk) in bytes.chunks(4).enumerate() {
+        let last = (quad + 1) * 4 >= bytes.len();
+        let wrong = chunk.iter().position(|(_, byte)| !digit(*byte));
+        match wrong {
+            None if chunk.len() == 4 => {}
+            None => return Err(end - chunk.len()),
+            Some(place) => {
+                let (offset, byte) = chunk[place];
+                let padding = chunk[place..].iter().all(|(_, byte)| *byte == b'=');
+                if byte != b'=' || place < 2 {
+                    return Err(offset);
+                }
+                match (chunk.len() == 4, padding, last) {
+                    (false, ..) => return Err(end),
+                    (true, false, _) => return Err(chunk.get(place + 1).map_or(end, |(offset, _)| *offset)),
+                    (true, true, false) => return Err(bytes[(quad + 1) * 4].0),
+                    (true, true, true) => {}
+                }
+            }
+        }
+    }
+    let canonical = bytes.len() == text.len();
+    Ok((!canonical).then(|| bytes.iter().map(|(_, byte)| char::from(*byte)).collect()))
+}
