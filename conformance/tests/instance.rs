@@ -1,0 +1,480 @@
+//! The program as a whole: up, down, again, killed, side by side, with bad luck.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use conformance::{Instance, eventually, http_get, nothing_left};
+use libtest_mimic::{Arguments, Trial};
+
+type Case = (&'static str, fn() -> anyhow::Result<()>);
+
+const CASES: &[Case] = &[
+    ("up_status_down_leave_nothing", up_status_down_leave_nothing),
+    ("killed_daemon_loses_nothing", killed_daemon_loses_nothing),
+    ("two_instances_side_by_side", two_instances_side_by_side),
+    ("mistakes_are_named", mistakes_are_named),
+    ("images_are_verified", images_are_verified),
+    (
+        "full_disk_is_said_and_survived",
+        full_disk_is_said_and_survived,
+    ),
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each starts daemons of its own; two at a time would only share two cores.
+    arguments.test_threads = Some(1);
+    let trials = CASES
+        .iter()
+        .map(|(name, case)| {
+            Trial::test(*name, move || {
+                case().map_err(|error| format!("{error:#}").into())
+            })
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn up_status_down_leave_nothing() -> anyhow::Result<()> {
+    let instance = Instance::new(2)?;
+    instance.wharf(&["status"])?.refused()?.says("is stopped")?;
+    instance
+        .wharf(&["up"])?
+        .ok()?
+        .says("Next: kubectl get nodes")?;
+    instance.wharf(&["up"])?.ok()?.says("already running")?;
+    let status = instance.wharf(&["status", "-o", "json"])?.ok()?.json()?;
+    ensure!(
+        status["ready"] == true && status["pid"].is_u64(),
+        "{status}"
+    );
+    let kubectl = instance.kubectl();
+    kubectl
+        .run(&["config", "current-context"])?
+        .ok()?
+        .says(&instance.name()?)?;
+    kubectl.run(&["get", "nodes"])?.ok()?.says(" Ready ")?;
+    kubectl
+        .run(&["get", "namespaces"])?
+        .ok()?
+        .says("kube-system")?;
+    instance.load(&["hellok8s-v1"])?;
+    instance
+        .wharf(&["image", "ls"])?
+        .ok()?
+        .says("ceyewan/hellok8s:v1")?;
+    kubectl
+        .run(&[
+            "run",
+            "web",
+            "--image=registry.cn-hangzhou.aliyuncs.com/ceyewan/hellok8s:v1",
+        ])?
+        .ok()?;
+    kubectl
+        .run(&["wait", "pod/web", "--for=condition=Ready", "--timeout=60s"])?
+        .ok()?;
+    instance
+        .wharf(&[
+            "image",
+            "rm",
+            "registry.cn-hangzhou.aliyuncs.com/ceyewan/hellok8s:v1",
+        ])?
+        .refused()?
+        .says("in use")?;
+    let (name, directory) = (instance.name()?, instance.data_dir());
+    instance.wharf(&["down"])?.ok()?;
+    nothing_left(&name, &directory)?;
+    instance.wharf(&["down"])?.ok()?;
+    // What is stored stays, and runs again.
+    instance.wharf(&["up"])?.ok()?;
+    kubectl
+        .run(&["wait", "pod/web", "--for=condition=Ready", "--timeout=60s"])?
+        .ok()?;
+    instance
+        .wharf_with(&["reset"], "")?
+        .refused()?
+        .says("--yes")?;
+    instance.wharf(&["reset", "--yes"])?.ok()?;
+    nothing_left(&name, &directory)?;
+    ensure!(
+        !directory.exists(),
+        "{} is still there",
+        directory.display()
+    );
+    let contexts = kubectl
+        .run(&["config", "get-contexts", "-o", "name"])?
+        .ok()?
+        .stdout;
+    ensure!(contexts.is_empty(), "{contexts}");
+    Ok(())
+}
+
+fn killed_daemon_loses_nothing() -> anyhow::Result<()> {
+    let instance = Instance::new(3)?;
+    instance.wharf(&["up"])?.ok()?;
+    instance.load(&["hellok8s-v2", "busybox"])?;
+    let kubectl = instance.kubectl();
+    kubectl.apply(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: counter}\nspec:\n  containers:\n  - {name: c, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, 'i=0; while true; do echo $i; i=$((i+1)); sleep 0.01; done']}\n",
+    )?;
+    kubectl
+        .run(&[
+            "run",
+            "web",
+            "--image=registry.cn-hangzhou.aliyuncs.com/ceyewan/hellok8s:v2",
+        ])?
+        .ok()?;
+    kubectl
+        .run(&[
+            "wait",
+            "pod/web",
+            "pod/counter",
+            "--for=condition=Ready",
+            "--timeout=60s",
+        ])?
+        .ok()?;
+    let address = kubectl.path("pod/web", "{.status.podIP}")?;
+    let before = kubectl.path(
+        "pods",
+        "{.items[*].status.containerStatuses[*].containerID}",
+    )?;
+    for round in 0..3 {
+        // Killed while it writes: what it acknowledged must be there.
+        let pid = instance.pid()?;
+        let writer = {
+            let kubectl = kubectl.clone();
+            std::thread::spawn(move || {
+                let mut acknowledged = Vec::new();
+                for number in 0.. {
+                    let name = format!("kept-{round}-{number}");
+                    match kubectl.run(&["create", "configmap", &name]) {
+                        Ok(said) if said.code == 0 => acknowledged.push(name),
+                        _ => return acknowledged,
+                    }
+                }
+                acknowledged
+            })
+        };
+        eventually("the first write", || {
+            kubectl
+                .run(&["get", "configmap", &format!("kept-{round}-2")])?
+                .ok()
+        })?;
+        conformance::run(
+            std::process::Command::new("kill").args(["-9", &pid.to_string()]),
+            "",
+        )?
+        .ok()?;
+        let acknowledged = writer
+            .join()
+            .map_err(|_| anyhow::anyhow!("the writer panicked"))?;
+        ensure!(
+            http_get(&format!("http://{address}:3000/"))?.contains("[v2]"),
+            "the container did not go on"
+        );
+        instance.wharf(&["up"])?.ok()?;
+        let names = kubectl.path("configmaps", "{.items[*].metadata.name}")?;
+        let missing: Vec<&String> = acknowledged
+            .iter()
+            .filter(|name| !names.split(' ').any(|found| found == name.as_str()))
+            .collect();
+        ensure!(
+            missing.is_empty() && acknowledged.len() >= 3,
+            "{missing:?} of {} are lost",
+            acknowledged.len()
+        );
+    }
+    kubectl
+        .run(&[
+            "wait",
+            "pod/web",
+            "pod/counter",
+            "--for=condition=Ready",
+            "--timeout=60s",
+        ])?
+        .ok()?;
+    let after = kubectl.path(
+        "pods",
+        "{.items[*].status.containerStatuses[*].containerID}",
+    )?;
+    ensure!(
+        before == after,
+        "containers were replaced: {before} {after}"
+    );
+    ensure!(
+        kubectl.path(
+            "pods",
+            "{.items[*].status.containerStatuses[*].restartCount}"
+        )? == "0 0"
+    );
+    let log = kubectl.run(&["logs", "counter"])?.ok()?.stdout;
+    let numbers: Vec<u64> = log
+        .lines()
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .context("lines are numbers")?;
+    ensure!(
+        numbers.len() > 100
+            && numbers
+                .iter()
+                .enumerate()
+                .all(|(index, number)| index as u64 == *number),
+        "lines are lost"
+    );
+    // A daemon that was killed and not started again: down still takes everything away.
+    let (name, directory) = (instance.name()?, instance.data_dir());
+    let pid = instance.pid()?;
+    conformance::run(
+        std::process::Command::new("kill").args(["-9", &pid.to_string()]),
+        "",
+    )?
+    .ok()?;
+    instance.wharf(&["down"])?.ok()?;
+    nothing_left(&name, &directory)
+}
+
+fn two_instances_side_by_side() -> anyhow::Result<()> {
+    let (one, two) = (Instance::new(4)?, Instance::new(5)?);
+    one.wharf(&["up"])?.ok()?;
+    two.wharf(&["up"])?.ok()?;
+    for instance in [&one, &two] {
+        instance.load(&["hellok8s-v1"])?;
+        let kubectl = instance.kubectl();
+        kubectl
+            .run(&[
+                "create",
+                "deployment",
+                "web",
+                "--image=registry.cn-hangzhou.aliyuncs.com/ceyewan/hellok8s:v1",
+            ])?
+            .ok()?;
+        kubectl
+            .run(&[
+                "expose",
+                "deployment",
+                "web",
+                "--port=80",
+                "--target-port=3000",
+            ])?
+            .ok()?;
+        kubectl
+            .run(&["rollout", "status", "deployment/web", "--timeout=60s"])?
+            .ok()?;
+        let address = kubectl.path("service/web", "{.spec.clusterIP}")?;
+        eventually("an answer", || http_get(&format!("http://{address}/")))?;
+    }
+    let address = two.kubectl().path("service/web", "{.spec.clusterIP}")?;
+    one.wharf(&["down"])?.ok()?;
+    ensure!(
+        http_get(&format!("http://{address}/"))?.contains("[v1]"),
+        "the other instance was hurt"
+    );
+    Ok(())
+}
+
+fn mistakes_are_named() -> anyhow::Result<()> {
+    let instance = Instance::new(6)?;
+    let check = |words: &[&str], code: i32, text: &str| {
+        let said = instance.wharf(words)?;
+        ensure!(
+            said.code == code,
+            "{words:?}: exit code {}: {}{}",
+            said.code,
+            said.stdout,
+            said.stderr
+        );
+        said.says(text).map(drop)
+    };
+    let plain = |words: &[&str]| {
+        conformance::run(
+            std::process::Command::new(instance.program()).args(words),
+            "",
+        )
+    };
+    ensure!(plain(&["upp"])?.says("unrecognized subcommand")?.code == 64);
+    ensure!(
+        plain(&["up", "--pod-cidr", "10.0.0.0/40"])?
+            .says("10.244.0.0/16")?
+            .code
+            == 64
+    );
+    ensure!(
+        plain(&["up", "--config", "/nowhere.toml"])?
+            .says("/nowhere.toml")?
+            .code
+            == 64
+    );
+    plain(&["version"])?.ok()?.says("Kubernetes API v1.36")?;
+    plain(&["completion", "bash"])?.ok()?.says("complete -F")?;
+    check(&["image", "ls"], 1, "wharf up")?;
+    // The port is taken.
+    let port = 27006;
+    let holder = std::net::TcpListener::bind(("127.0.0.1", port))?;
+    check(&["up"], 1, &format!("127.0.0.1:{port}"))?;
+    check(&["doctor"], 1, "--api-listen")?;
+    drop(holder);
+    instance.wharf(&["doctor"])?.ok()?.says("overlayfs")?;
+    // Not root.
+    let said = conformance::run(
+        std::process::Command::new("setpriv")
+            .args(["--reuid=65534", "--clear-groups"])
+            .arg(instance.program())
+            .args(["up"]),
+        "",
+    )?;
+    said.refused()?.says("sudo")?;
+    // The data directory is a file; the database is none.
+    std::fs::write(instance.data_dir(), "a file")?;
+    check(&["up"], 1, "data")?;
+    std::fs::remove_file(instance.data_dir())?;
+    instance.wharf(&["up"])?.ok()?;
+    instance.wharf(&["down"])?.ok()?;
+    let database = instance.data_dir().join("store/state.db");
+    let kept = std::fs::read(&database)?;
+    std::fs::write(&database, vec![7; 8192])?;
+    for side in ["state.db-wal", "state.db-shm"] {
+        let _ = std::fs::remove_file(instance.data_dir().join("store").join(side));
+    }
+    check(&["up"], 1, "state.db")?;
+    ensure!(
+        std::fs::read(&database)? == vec![7; 8192],
+        "the damaged file was changed"
+    );
+    std::fs::write(&database, kept)?;
+    instance.wharf(&["up"])?.ok()?;
+    Ok(())
+}
+
+fn images_are_verified() -> anyhow::Result<()> {
+    let instance = Instance::new(7)?;
+    instance.wharf(&["up"])?.ok()?;
+    let images =
+        std::path::PathBuf::from(std::env::var_os("WHARF_IMAGES").context("WHARF_IMAGES")?);
+    let good = std::fs::read(images.join("hellok8s-v1.tar"))?;
+    let refused = |name: &str, content: &[u8], text: &str| {
+        let path = instance.scratch().join(name);
+        std::fs::write(&path, content)?;
+        instance
+            .wharf(&["image", "load", &path.to_string_lossy()])?
+            .refused()?
+            .says(text)
+            .map(drop)
+    };
+    refused("half.tar", &good[..good.len() / 2], "half.tar")?;
+    refused("words.tar", b"no archive at all", "words.tar")?;
+    // One byte inside the program: the layer's digest does not match any more.
+    let mut changed = good.clone();
+    let middle = changed.len() / 2;
+    changed[middle] ^= 1;
+    refused("changed.tar", &changed, "digest")?;
+    instance
+        .wharf(&["image", "load", "/nowhere.tar"])?
+        .refused()?
+        .says("/nowhere.tar")?;
+    ensure!(
+        instance
+            .wharf(&["image", "ls", "-q"])?
+            .ok()?
+            .stdout
+            .is_empty(),
+        "something of a refused archive stayed"
+    );
+    // Standard input, and compressed.
+    let zipped = conformance::run(
+        std::process::Command::new("sh").arg("-c").arg(format!(
+            "gzip -c {} | {} image load - {}",
+            images.join("hellok8s-v1.tar").display(),
+            instance.program().display(),
+            instance.settings().join(" ")
+        )),
+        "",
+    )?;
+    zipped.ok()?.says("Loaded image: ")?;
+    // A root file system.
+    let root = images.join("busybox-root.tar");
+    instance
+        .wharf(&["image", "import", &root.to_string_lossy(), "mine:1"])?
+        .ok()?
+        .says("sha256:")?;
+    instance.wharf(&["image", "ls"])?.ok()?.says("mine:1")?;
+    instance
+        .wharf(&["image", "rm", "mine:1"])?
+        .ok()?
+        .says("Deleted: sha256:")?;
+    instance
+        .wharf(&["image", "rm", "mine:1"])?
+        .refused()?
+        .says("mine:1")?;
+    Ok(())
+}
+
+fn full_disk_is_said_and_survived() -> anyhow::Result<()> {
+    let instance = Instance::new(8)?;
+    let directory = instance.data_dir();
+    std::fs::create_dir_all(&directory)?;
+    let mount = |words: &[&str]| {
+        conformance::run(std::process::Command::new(words[0]).args(&words[1..]), "")?.ok()
+    };
+    let target = directory.to_string_lossy().into_owned();
+    mount(&[
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        "size=24m",
+        "wharf-small",
+        &target,
+    ])?;
+    let outcome = (|| {
+        instance.wharf(&["up"])?.ok()?;
+        let kubectl = instance.kubectl();
+        kubectl
+            .run(&["create", "configmap", "before", "--from-literal=a=1"])?
+            .ok()?;
+        let filler = directory.join("filler");
+        // dd ends with an error when the disk is full; that is what is wanted.
+        conformance::run(
+            std::process::Command::new("dd").args([
+                "if=/dev/zero",
+                &format!("of={}", filler.display()),
+                "bs=64k",
+            ]),
+            "",
+        )?
+        .refused()?;
+        let big = "x".repeat(900_000);
+        let manifest = |name: &str| {
+            format!(
+                "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{a: '{big}'}}\n"
+            )
+        };
+        let mut refused = None;
+        for number in 0..30 {
+            let said =
+                kubectl.run_with(&["create", "-f", "-"], &manifest(&format!("big-{number}")))?;
+            if said.code != 0 {
+                refused = Some(said);
+                break;
+            }
+        }
+        refused
+            .context("the disk is full and writes succeed")?
+            .says("disk")?;
+        kubectl.run(&["get", "configmap", "before"])?.ok()?;
+        std::fs::remove_file(&filler)?;
+        eventually("a write after there is room", || {
+            kubectl.run(&["create", "configmap", "after"])?.ok()
+        })?;
+        instance.wharf(&["down"])?.ok()?;
+        instance.wharf(&["up"])?.ok()?;
+        kubectl
+            .run(&["get", "configmap", "before", "after"])?
+            .ok()?;
+        instance.wharf(&["reset", "--yes"])?.ok()?;
+        anyhow::Ok(())
+    })();
+    // Whatever is left of a failed run must not keep the mount.
+    let _ = instance.wharf(&["reset", "--yes"]);
+    mount(&["umount", &target])?;
+    outcome
+}

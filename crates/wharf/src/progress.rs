@@ -1,0 +1,56 @@
+//! What `wharf up` shows while the server starts.
+
+use std::io::Write;
+
+use cli::control::Progress;
+
+/// Tells the starting command, through standard output, or nobody.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    told: bool,
+}
+
+impl Teller {
+    /// `told`: somebody reads standard output.
+    pub(crate) fn new(told: bool) -> Teller {
+        Teller { told }
+    }
+
+    /// Says what is being done now.
+    pub(crate) fn step(&self, message: &str) {
+        tracing::info!("{message}");
+        self.tell(&Progress::Step { message: message.into() });
+    }
+
+    /// Says that it is ready, and lets go of standard output.
+    pub(crate) fn ready(self) {
+        self.tell(&Progress::Ready);
+        self.let_go();
+    }
+
+    /// Says why it cannot start, and lets go of standard output.
+    pub(crate) fn failed(self, error: &anyhow::Error) {
+        self.tell(&Progress::Failed { message: format!("{error:#}") });
+        self.let_go();
+    }
+
+    fn tell(&self, progress: &Progress) {
+        if !self.told {
+            return;
+        }
+        if let Ok(line) = serde_json::to_string(progress) {
+            // The reader may have been interrupted; the server goes on.
+            let mut output = std::io::stdout().lock();
+            let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+        }
+    }
+
+    fn let_go(&self) {
+        if !self.told {
+            return;
+        }
+        if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
+            let _ = rustix::stdio::dup2_stdout(&null);
+        }
+    }
+}
