@@ -1,1 +1,85 @@
-//! One program: the whole container platform
+//! One program: the whole container platform.
+//!
+//! The roof is the only crate that knows everyone. It turns a checked configuration into parts,
+//! hands each part a client or a handle, runs them, and takes them down in the opposite order. A part
+//! that could live on another machine gets a `kube::Client` and nothing else, so that only this crate
+//! knows that it does not.
+//!
+//! What the parts do is left to them; what people type to `cli`.
+
+mod addresses;
+mod control;
+mod dns_probe;
+mod kubeconfig;
+mod local_node;
+mod logging;
+mod parts;
+mod progress;
+mod server;
+mod serving;
+
+use anyhow::Context;
+use cli::{Config, Lock, Locked, Program, Version};
+
+/// The level of the Kubernetes API, with this program's version as build metadata.
+const KUBERNETES: &str = concat!("v1.36.3+wharf.", env!("CARGO_PKG_VERSION"));
+
+/// The program, as the commands see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wharf;
+
+impl Program for Wharf {
+    fn version(&self) -> Version {
+        version()
+    }
+
+    fn serve(&self, config: Config) -> anyhow::Result<()> {
+        if config.progress {
+            // Away from the terminal of whoever typed `wharf up`. Being a session's leader already is as good.
+            let _ = rustix::process::setsid();
+        }
+        let teller = progress::Teller::new(config.progress);
+        match prepare(&config) {
+            Ok(lock) => runtime()?.block_on(serving::run(config, lock, teller)),
+            Err(error) => {
+                teller.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn tear_down(&self, config: &Config, _lock: &Lock) -> anyhow::Result<()> {
+        runtime()?.block_on(async {
+            let ground = parts::Ground::open(config).await?;
+            ground.take_down().await
+        })
+    }
+}
+
+fn version() -> Version {
+    Version {
+        wharf: env!("CARGO_PKG_VERSION").into(),
+        kubernetes: KUBERNETES.into(),
+    }
+}
+
+/// What must hold before anything is opened.
+fn prepare(config: &Config) -> anyhow::Result<Lock> {
+    logging::start()?;
+    config.instance.make_data_dir()?;
+    match config.instance.lock()? {
+        Locked::Ours(lock) => Ok(lock),
+        Locked::Taken => anyhow::bail!(
+            "another wharf is using {}; stop it with `wharf down --data-dir {0}`, or choose another with --data-dir",
+            config.instance.data_dir.display()
+        ),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("wharf")
+        .build()
+        .context("start the runtime")
+}
