@@ -1,0 +1,133 @@
+//! Overlay mounts (Linux, filesystems/overlayfs.rst).
+//!
+//! The mount API of Linux 5.2 takes layers one by one (`lowerdir+`, Linux 6.7), so that their number
+//! and their names do not matter. Where it is missing, `mount(2)` gets all in one page of options;
+//! names are then given as open descriptors, which are short and need no escaping.
+
+use std::fmt::Write as _;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+};
+
+use crate::tree;
+
+/// The longest value that one option of the mount API takes (fs/fsopen.c).
+const OPTION_LENGTH_MAX: usize = 255;
+/// Mounts that may lie on one another before giving up.
+const STACKED_MAX: usize = 64;
+
+/// The directories of an overlay.
+pub(crate) struct Overlay<'a> {
+    /// Read only, the uppermost first; at least one.
+    pub(crate) lower: &'a [&'a Path],
+    pub(crate) upper: &'a Path,
+    pub(crate) work: &'a Path,
+}
+
+/// Mounts an overlay on `target`. `source` is what stands in the list of mounts.
+pub(crate) fn overlay(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
+    match overlay_by_descriptors(overlay, source, target) {
+        // No such call, no such option, or a sandbox that knows neither.
+        Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => overlay_by_page(overlay, source, target),
+        mounted => Ok(mounted?),
+    }
+}
+
+fn overlay_by_descriptors(overlay: &Overlay<'_>, source: &str, target: &Path) -> Result<(), Errno> {
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", source)?;
+    let mut held = Vec::new();
+    for lower in overlay.lower {
+        fsconfig_set_string(&context, "lowerdir+", name_of(lower, &mut held)?)?;
+    }
+    fsconfig_set_string(&context, "upperdir", name_of(overlay.upper, &mut held)?)?;
+    fsconfig_set_string(&context, "workdir", name_of(overlay.work, &mut held)?)?;
+    // Layers are shared by many containers; the index would bind an upper to one stack of them.
+    fsconfig_set_string(&context, "index", "off")?;
+    fsconfig_create(&context)?;
+    let mounted = fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )?;
+    move_mount(
+        &mounted,
+        "",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+fn overlay_by_page(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
+    let mut held = Vec::new();
+    let mut options = String::from("index=off,lowerdir=");
+    for (at, lower) in overlay.lower.iter().enumerate() {
+        let separator = if at == 0 { "" } else { ":" };
+        let descriptor = descriptor_of(lower, &mut held)?;
+        let _ = write!(options, "{separator}{descriptor}");
+    }
+    let (upper, work) = (
+        descriptor_of(overlay.upper, &mut held)?,
+        descriptor_of(overlay.work, &mut held)?,
+    );
+    let _ = write!(options, ",upperdir={upper},workdir={work}");
+    let options = std::ffi::CString::new(options).expect("digits and slashes have no NUL");
+    mount(
+        source,
+        target,
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )?;
+    Ok(())
+}
+
+/// The path itself, or something shorter that leads there as long as `held` lives.
+fn name_of(path: &Path, held: &mut Vec<OwnedFd>) -> Result<String, Errno> {
+    match path.to_str() {
+        Some(text) if text.len() <= OPTION_LENGTH_MAX => Ok(text.to_owned()),
+        _ => descriptor_of(path, held),
+    }
+}
+
+fn descriptor_of(path: &Path, held: &mut Vec<OwnedFd>) -> Result<String, Errno> {
+    let directory =
+        tree::open(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let name = format!("/proc/self/fd/{}", directory.as_raw_fd());
+    held.push(directory);
+    Ok(name)
+}
+
+/// Whether something is mounted on `path`.
+pub(crate) fn is_mounted(path: &Path) -> io::Result<bool> {
+    let stat = |path: &Path| match rustix::fs::lstat(path) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    };
+    let (Some(here), Some(parent)) = (stat(path)?, path.parent()) else {
+        return Ok(false);
+    };
+    Ok(stat(parent)?.is_some_and(|above| above.st_dev != here.st_dev))
+}
+
+/// Takes away everything that is mounted on `path`, at once for new lookups, and for those who are
+/// in there when they leave. Nothing mounted, or nothing there, is fine.
+pub(crate) fn detach(path: &Path) -> io::Result<()> {
+    for _ in 0..STACKED_MAX {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Errno::BUSY.into())
+}
