@@ -154,7 +154,9 @@ impl Network {
         blocking(move || inner.publish(&id, ports)).await
     }
 
-    /// Takes a sandbox off the network and gives its address back. One that is not attached is no error.
+    /// Takes a sandbox off the network and gives its address back: from then on, nothing reaches it
+    /// and nothing comes from it. Its links end with its namespace. One that is not attached is no
+    /// error.
     pub async fn detach(&self, id: &str) -> Result<(), AttachError> {
         let (inner, id) = (self.0.clone(), id.to_owned());
         blocking(move || inner.detach(&id)).await
@@ -296,7 +298,12 @@ impl Inner {
             if !sandboxes.busy.insert(id.to_owned()) {
                 return Err(busy(id));
             }
-            sandboxes.pool.take().inspect_err(|_| {
+            let taken = sandboxes.pool.take().map_err(AttachError::from).and_then(|address| {
+                // Under the lock: one writer at a time.
+                self.records.save_last(address)?;
+                Ok(address)
+            });
+            taken.inspect_err(|_| {
                 sandboxes.busy.remove(id);
             })?
         };
@@ -340,7 +347,6 @@ impl Inner {
             ports: Vec::new(),
         };
         self.records.save(&attachment)?;
-        self.records.save_last(pair.address)?;
         pair.enter_and_set_up(&self.host, &file)?;
         Ok(attachment)
     }
@@ -408,11 +414,13 @@ impl Inner {
         let id = &attachment.id;
         self.program.lock().remove_sandbox(id, attachment.address)?;
         let link = &attachment.host_link;
-        host::remove_link(&mut self.links.lock(), link).map_err(|refused| AttachError::Kernel {
-            id: id.clone(),
-            step: refused.step,
-            subject: link.clone(),
-            source: refused.source,
+        self.host.cut_off(&mut self.links.lock(), link, attachment.address).map_err(|refused| {
+            AttachError::Kernel {
+                id: id.clone(),
+                step: refused.step,
+                subject: link.clone(),
+                source: refused.source,
+            }
         })?;
         Ok(self.records.remove(id)?)
     }

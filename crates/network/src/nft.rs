@@ -295,7 +295,7 @@ pub(crate) fn chains(connection: &mut Connection, table: &str) -> Result<Vec<Str
     Ok(found)
 }
 
-/// Keys and data of all elements of a set or map of data.
+/// Keys and data of all elements of a set or map; for a verdict, the name of the chain it leads to.
 pub(crate) fn elements(
     connection: &mut Connection,
     table: &str,
@@ -303,7 +303,11 @@ pub(crate) fn elements(
 ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Refused> {
     let mut found = Vec::new();
     fn value(entry: &[u8], kind: u16) -> Option<Vec<u8>> {
-        Some(Attributes::find(Attributes::find(entry, kind)?, 1)?.to_vec())
+        let datum = Attributes::find(entry, kind)?;
+        if let Some(verdict) = Attributes::find(datum, 2) {
+            return Attributes::find_text(verdict, 2).map(|chain| chain.as_bytes().to_vec());
+        }
+        Attributes::find(datum, 1).map(<[u8]>::to_vec)
     }
     connection.dump(
         "list elements",
@@ -486,6 +490,11 @@ impl Rule<'_, '_> {
             data.network(3, 2); // NFTA_FIB_F_DADDR
         });
         self.compare(Register(0), true, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
+    }
+
+    /// Loads 0.0.0.0, in a form that `nft list` can print and read back.
+    pub(crate) fn any_address(&mut self, to: Register) -> &mut Self {
+        self.destination_address(to).mask(to, &[0; 4])
     }
 
     /// Loads four bytes.

@@ -130,7 +130,7 @@ impl Program {
                 rewrite_source: port.rewrite_source,
                 unserved: port.unserved,
             };
-            self.classes.extend(class_of(&entry));
+            self.classes.extend(class_of(&port.frontend, &entry));
             self.programmed.insert(port.frontend, entry);
             self.owned.entry(Owner::Adopted).or_default().push(port.frontend);
             self.claims.entry(port.frontend).or_default().insert(Owner::Adopted, port);
@@ -397,7 +397,11 @@ impl Program {
         if self.classes.len() <= CLASSES_IDLE_MAX {
             return Vec::new();
         }
-        let used: HashSet<Class> = self.programmed.values().filter_map(class_of).collect();
+        let used: HashSet<Class> = self
+            .programmed
+            .iter()
+            .filter_map(|(frontend, entry)| class_of(frontend, entry))
+            .collect();
         let idle: Vec<_> = self.classes.iter().copied().filter(|class| !used.contains(class)).collect();
         if idle.len() > CLASSES_IDLE_MAX { idle } else { Vec::new() }
     }
@@ -453,7 +457,7 @@ impl Program {
             let served = !entry.backends.is_empty();
             match set {
                 table::SERVICES => {
-                    let class = class_of(entry);
+                    let class = class_of(frontend, entry);
                     class.map(|class| table::service_element(frontend, class)).into_iter().collect()
                 }
                 table::STICKY_BACKENDS if entry.affinity.is_some() => entry
@@ -493,12 +497,13 @@ impl Program {
             difference.gone.entry(table::ENDPOINTS).or_default().extend(was.map(element));
             difference.new.entry(table::ENDPOINTS).or_default().extend(is.map(element));
         }
-        difference.classes.extend(class_of(new));
+        difference.classes.extend(class_of(frontend, new));
     }
 }
 
-fn class_of(entry: &Programmed) -> Option<Class> {
-    (!entry.backends.is_empty()).then(|| Class::new(entry.backends.len(), entry.affinity))
+fn class_of(frontend: &Frontend, entry: &Programmed) -> Option<Class> {
+    let count = entry.backends.len();
+    (count > 0).then(|| Class::new(frontend, count, entry.affinity))
 }
 
 /// UDP has no end of a connection: clients of a backend that went would go on talking to nobody.

@@ -19,6 +19,8 @@ const INET_CONF: u16 = 1;
 const INET6_ADDRESS_GENERATION: u16 = 8;
 const ADDRESS_GENERATION_NONE: u8 = 1;
 const FLAG_UP: u32 = libc::IFF_UP as u32;
+/// `RTA_PRIORITY`
+const METRIC: u16 = 6;
 /// `RTNH_F_ONLINK`
 const NEXT_HOP_ONLINK: u32 = 4;
 const PREFIX_ALL: u8 = 32;
@@ -59,7 +61,7 @@ pub(crate) struct Route {
     pub(crate) to: Subnet,
     /// Index of the link; absent for unreachable and the like.
     pub(crate) link: Option<u32>,
-    pub(crate) kind: u8,
+    pub(crate) metric: u32,
 }
 
 fn link_header(payload: &mut Payload<'_>, index: u32, up: bool) {
@@ -184,8 +186,8 @@ pub(crate) enum Way {
     Link { index: u32, source: Option<Ipv4Addr> },
     /// Through a router on the link, which need not lie in a subnet of the link's.
     Router { index: u32, router: Ipv4Addr },
-    /// Nowhere: senders are told so at once.
-    Unreachable,
+    /// Nowhere: senders are told so at once. The metric tells whose route it is.
+    Unreachable { metric: u32 },
 }
 
 fn route_message(
@@ -198,7 +200,7 @@ fn route_message(
     let (scope, route_kind) = match way {
         Way::Link { .. } => (libc::RT_SCOPE_LINK, libc::RTN_UNICAST),
         Way::Router { .. } => (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST),
-        Way::Unreachable => (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNREACHABLE),
+        Way::Unreachable { .. } => (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNREACHABLE),
     };
     batch.message(step, kind, flags, |message| {
         let (family, table) = (libc::AF_INET as u8, libc::RT_TABLE_MAIN);
@@ -218,7 +220,7 @@ fn route_message(
                 message.native(libc::RTA_OIF, *index);
                 message.attribute(libc::RTA_GATEWAY, &router.octets());
             }
-            Way::Unreachable => {}
+            Way::Unreachable { metric } => message.native(METRIC, *metric),
         }
     });
 }
@@ -306,7 +308,7 @@ pub(crate) fn routes(connection: &mut Connection) -> Result<Vec<Route>, Refused>
 }
 
 fn read_route(payload: &[u8]) -> Option<Route> {
-    let (prefix, table, kind) = (*payload.get(1)?, *payload.get(4)?, *payload.get(7)?);
+    let (prefix, table) = (*payload.get(1)?, *payload.get(4)?);
     if table != libc::RT_TABLE_MAIN {
         return None;
     }
@@ -316,5 +318,6 @@ fn read_route(payload: &[u8]) -> Option<Route> {
         None => Ipv4Addr::UNSPECIFIED,
     };
     let link = Attributes::find(attributes, libc::RTA_OIF).and_then(|index| number32(index, 0));
-    Some(Route { to: Subnet::containing(address, prefix), link, kind })
+    let metric = Attributes::find(attributes, METRIC).and_then(|metric| number32(metric, 0));
+    Some(Route { to: Subnet::containing(address, prefix), link, metric: metric.unwrap_or(0) })
 }

@@ -2,13 +2,12 @@
 //!
 //! A frontend is one element of `services` and one of `endpoints` per backend. Chains are shared: all
 //! frontends with three backends go through `pick-3`. So a lookup is O(1), a service has no chain or
-//! rule of its own, a change is a handful of elements, and the kernel never has to walk the services
-//! to prove that rules do not loop (its verdict maps stay as small as the number of `pick-` chains).
+//! rule of its own, and a change is a handful of elements.
 //!
 //! ```text
 //! prerouting, output (nat)
-//!   └ services   daddr . protocol . port      @services → class ┐ vmap @pick       → pick-N
-//!                0.0.0.0 . protocol . port (local daddr)  "     ┘ vmap @pick-local → pick-local-N
+//!   └ services   daddr . protocol . port                   vmap @services → pick-N
+//!                0.0.0.0 . protocol . port (local daddr)   vmap @services → pick-local-N
 //!       pick-N   frontend . random mod N      @endpoints → address . port → dnat
 //! postrouting (nat)
 //!                saddr . daddr @hairpin, from 127/8, original frontend @masquerade,
@@ -32,8 +31,6 @@ use crate::{Frontend, Protocol, ServicePort, Subnet, Unserved};
 
 pub(crate) const SERVICES: &str = "services";
 pub(crate) const ENDPOINTS: &str = "endpoints";
-pub(crate) const PICK: &str = "pick";
-pub(crate) const PICK_LOCAL: &str = "pick-local";
 pub(crate) const STICKY: &str = "sticky";
 pub(crate) const STICKY_BACKENDS: &str = "sticky-backends";
 pub(crate) const REFUSED: &str = "refused";
@@ -48,7 +45,7 @@ const STICKY_LIMIT: u32 = 65_536;
 const FRONTEND: [Type; 3] = [Type::Address, Type::Protocol, Type::Port];
 const BACKEND: [Type; 2] = [Type::Address, Type::Port];
 
-const SETS: [Set; 11] = {
+const SETS: [Set; 9] = {
     const fn set(name: &'static str, key: &'static [Type], leads: Leads) -> Set {
         Set { name, key, leads, dynamic: None }
     }
@@ -57,10 +54,8 @@ const SETS: [Set; 11] = {
     const PINNED: [Type; 5] =
         [Type::Address, Type::Protocol, Type::Port, Type::Address, Type::Port];
     [
-        set(SERVICES, &FRONTEND, Leads::Data(&[Type::Mark])),
+        set(SERVICES, &FRONTEND, Leads::Verdict),
         set(ENDPOINTS, &SLOT, Leads::Data(&BACKEND)),
-        set(PICK, &[Type::Mark], Leads::Verdict),
-        set(PICK_LOCAL, &[Type::Mark], Leads::Verdict),
         Set {
             name: STICKY,
             key: &CLIENT,
@@ -85,38 +80,42 @@ pub(crate) struct Shape {
     pub(crate) veth_prefix: String,
 }
 
-/// How a backend is picked: how many there are, and how long a client stays with one (seconds).
+/// How a backend is picked: how many there are, how long a client stays with one (seconds; 0: not at
+/// all), and whether the frontend is every local address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Class {
+    local: bool,
     count: u32,
     seconds: u32,
 }
 
+const STICKY_SUFFIX: &str = "-sticky-";
+
 impl Class {
-    /// More backends than this are not used; the number shares 32 bits with the seconds.
-    pub(crate) const COUNT_MAX: usize = (1 << 15) - 1;
-    const SECONDS_MAX: u64 = (1 << 17) - 1;
+    /// More backends than this are not used.
+    pub(crate) const COUNT_MAX: usize = 1 << 15;
 
     /// The class of a frontend with backends. An affinity of less than a second counts as one.
-    pub(crate) fn new(count: usize, affinity: Option<Duration>) -> Class {
-        let seconds = affinity.map_or(0, |time| time.as_secs().clamp(1, Self::SECONDS_MAX));
-        Class { count: count.min(Self::COUNT_MAX) as u32, seconds: seconds as u32 }
-    }
-
-    fn number(self) -> [u8; 4] {
-        (self.seconds << 15 | self.count).to_ne_bytes()
-    }
-
-    fn affinity_of(number: [u8; 4]) -> Option<Duration> {
-        let seconds = u32::from_ne_bytes(number) >> 15;
-        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
-    }
-
-    fn chain(self, map: &str) -> String {
-        match self.seconds {
-            0 => format!("{map}-{}", self.count),
-            seconds => format!("{map}-{}-sticky-{seconds}", self.count),
+    pub(crate) fn new(frontend: &Frontend, count: usize, affinity: Option<Duration>) -> Class {
+        let seconds = affinity.map_or(0, |time| time.as_secs().clamp(1, u64::from(u32::MAX)));
+        Class {
+            local: frontend.address.is_none(),
+            count: count.min(Self::COUNT_MAX) as u32,
+            seconds: seconds as u32,
         }
+    }
+
+    fn chain(self) -> String {
+        let place = if self.local { "pick-local" } else { "pick" };
+        match self.seconds {
+            0 => format!("{place}-{}", self.count),
+            seconds => format!("{place}-{}{STICKY_SUFFIX}{seconds}", self.count),
+        }
+    }
+
+    fn affinity_of(chain: &str) -> Option<Duration> {
+        let (_, seconds) = chain.rsplit_once(STICKY_SUFFIX)?;
+        Some(Duration::from_secs(seconds.parse().ok()?))
     }
 }
 
@@ -124,8 +123,8 @@ impl Class {
 pub(crate) fn version_chain(table: &str, shape: &Shape) -> String {
     let mut rules = Rules::new(table);
     write_fixed(&mut rules, shape);
-    for class in [Class { count: 2, seconds: 0 }, Class { count: 2, seconds: 1 }] {
-        add_class(&mut rules, class);
+    for (local, seconds) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+        add_class(&mut rules, Class { local, count: 2, seconds });
     }
     let mut hasher = std::hash::DefaultHasher::new();
     rules.finish().bytes().hash(&mut hasher);
@@ -146,7 +145,7 @@ pub(crate) fn read(connection: &mut Connection, table: &str) -> Result<Vec<Servi
         let Some(port) = read_frontend(&key).map(|frontend| port_at(&mut found, frontend)) else {
             continue;
         };
-        port.affinity = data.try_into().ok().and_then(Class::affinity_of);
+        port.affinity = std::str::from_utf8(&data).ok().and_then(Class::affinity_of);
     }
     for (key, data) in nft::elements(connection, table, ENDPOINTS)? {
         let place = key.get(12..).and_then(|place| number32(place, 0));
@@ -219,7 +218,7 @@ fn backend_bytes(backend: &SocketAddrV4) -> Vec<u8> {
 
 /// The element that says how a frontend picks.
 pub(crate) fn service_element(frontend: &Frontend, class: Class) -> Element {
-    Element { key: frontend_key(frontend), datum: Datum::Bytes(class.number().to_vec()) }
+    Element { key: frontend_key(frontend), datum: Datum::Goto(class.chain()) }
 }
 
 /// The element of one backend at its place among the others.
@@ -297,16 +296,14 @@ fn build_services(rules: &mut Rules) {
         rule.destination_address(Register(0))
             .protocol(Register(1))
             .destination_port(Register(2))
-            .look_up(Register(0), SERVICES, Register(3))
-            .follow(Register(3), PICK);
+            .follow(Register(0), SERVICES);
     });
     rules.add_rule(SERVICES, |rule| {
         rule.destination_is_local()
-            .load(Register(0), [0; 4])
+            .any_address(Register(0))
             .protocol(Register(1))
             .destination_port(Register(2))
-            .look_up(Register(0), SERVICES, Register(3))
-            .follow(Register(3), PICK_LOCAL);
+            .follow(Register(0), SERVICES);
     });
 }
 
@@ -334,7 +331,7 @@ fn build_postrouting(rules: &mut Rules, shape: &Shape) {
         rules.add_rule("postrouting", |rule| {
             rule.destination_rewritten().original_address(Register(0));
             if any_address {
-                rule.within(Register(0), shape.service_cidr, false).load(Register(0), [0; 4]);
+                rule.within(Register(0), shape.service_cidr, false).any_address(Register(0));
             }
             rule.protocol(Register(1))
                 .original_port(Register(2))
@@ -389,7 +386,7 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
         for any_address in [false, true] {
             rules.add_rule("unserved", |rule| {
                 if any_address {
-                    rule.destination_is_local().load(Register(0), [0; 4]);
+                    rule.destination_is_local().any_address(Register(0));
                 } else {
                     rule.destination_address(Register(0));
                 }
@@ -412,39 +409,29 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
     rules.add_rule("refuse", |rule| rule.reject());
 }
 
-/// Makes the chains of a class, and lets both maps lead to them.
+/// Makes the chain of a class.
 pub(crate) fn add_class(rules: &mut Rules, class: Class) {
-    for map in [PICK, PICK_LOCAL] {
-        let chain = class.chain(map);
-        rules.add_chain(&chain, None);
-        // An adopted table may have the chain already, with the same rules.
-        rules.flush_chain(&chain);
-        build_pick(rules, &chain, class, map == PICK_LOCAL);
-        rules.add_elements(map, &[class_element(class, map)]);
-    }
+    let chain = class.chain();
+    rules.add_chain(&chain, None);
+    // A table that was taken up may have the chain already, with the same rules.
+    rules.flush_chain(&chain);
+    build_pick(rules, &chain, class);
 }
 
-/// Takes the chains of a class away, which no service uses any more.
+/// Takes the chain of a class away, which no service uses any more.
 pub(crate) fn delete_class(rules: &mut Rules, class: Class) {
-    for map in [PICK, PICK_LOCAL] {
-        let chain = class.chain(map);
-        rules.delete_elements(map, &[class_element(class, map)]);
-        rules.flush_chain(&chain);
-        rules.delete_chain(&chain);
-    }
+    let chain = class.chain();
+    rules.flush_chain(&chain);
+    rules.delete_chain(&chain);
 }
 
-fn class_element(class: Class, map: &str) -> Element {
-    Element { key: class.number().to_vec(), datum: Datum::Goto(class.chain(map)) }
-}
-
-fn build_pick(rules: &mut Rules, chain: &str, class: Class, local: bool) {
+fn build_pick(rules: &mut Rules, chain: &str, class: Class) {
     // Registers: 0 client · 1…3 frontend · 4 slot · 5, 6 backend. For `sticky-backends` the key is
     // frontend and backend in one row: 1…3 and 4, 5.
     let frontend = |rule: &mut nft::Rule<'_, '_>| {
         rule.source_address(Register(0));
-        if local {
-            rule.load(Register(1), [0; 4]);
+        if class.local {
+            rule.any_address(Register(1));
         } else {
             rule.destination_address(Register(1));
         }
