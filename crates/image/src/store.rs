@@ -418,10 +418,9 @@ impl Inner {
     pub(crate) fn set_aside(&self, path: &Path) -> io::Result<PathBuf> {
         let aside = tempfile::Builder::new()
             .prefix("unwanted-")
-            .tempdir_in(self.tmp_directory())?
-            .keep();
-        std::fs::rename(path, &aside)?;
-        Ok(aside)
+            .tempdir_in(self.tmp_directory())?;
+        std::fs::rename(path, aside.path())?;
+        Ok(aside.keep())
     }
 
     /// At open: layers of loads that were killed before the table named them.
