@@ -4,6 +4,7 @@ use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::core::{ApiResource, DynamicObject, PartialObjectMeta};
 use lifecycle::Drain;
@@ -13,6 +14,9 @@ use serde::de::DeserializeOwned;
 use crate::cache::{Cache, Extract, Index};
 use crate::changes::Changes;
 use crate::reflect::{self, Form, Source};
+
+/// How long a writer waits for its own write to come back.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What can be cached: any typed object of the API.
 pub trait Object:
@@ -207,6 +211,18 @@ impl<K: kube::Resource> Informer<K> {
             // The cache owns the sender and outlives this borrow, so waiting cannot fail.
             let _ = revision.changed().await;
         }
+    }
+
+    /// Waits until the cache is at least as new as `written`, the server's answer to a write, so that
+    /// what is decided next is not decided on an older state. Gives up after ten seconds, for the
+    /// watch may be broken; and does not wait at all for a server whose revisions are no numbers.
+    pub async fn caught_up_with(&self, written: &K) {
+        let revision = written.meta().resource_version.as_deref();
+        let Some(revision) = revision.and_then(|revision| revision.parse::<u64>().ok()) else {
+            return;
+        };
+        let reached = self.until(|informer| (informer.revision() >= revision).then_some(()));
+        let _ = tokio::time::timeout(CATCH_UP_WITHIN, reached).await;
     }
 
     /// The newest revision of the server that the cache has reached; 0 before the first list.

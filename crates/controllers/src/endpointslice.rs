@@ -1,0 +1,453 @@
+//! EndpointSlices: the addresses behind each Service that has a selector, a hundred to a slice.
+//!
+//! What is to be written is worked out in [`arrange`] without IO. An endpoint stays in the slice in
+//! which it is, so that a change of one pod is the change of one slice.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+
+use crate::backends::{self, Port};
+use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods};
+
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+const MANAGER: &str = "endpointslice-controller.k8s.io";
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// Endpoints in one slice.
+const SLICE_MAX: usize = 100;
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("could not create a slice: {}", message_of(.0))]
+    Create(kube::Error),
+    #[error("could not update slice {slice}: {}", message_of(.source))]
+    Update { slice: String, source: kube::Error },
+    #[error("could not delete slice {slice}: {}", message_of(.source))]
+    Delete { slice: String, source: kube::Error },
+}
+
+#[derive(Clone)]
+struct Controller {
+    client: kube::Client,
+    recorder: Recorder,
+    services: Informer<Service>,
+    pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    slices: Informer<EndpointSlice>,
+    slices_by_service: Index<EndpointSlice>,
+}
+
+pub(crate) async fn run(context: Context) {
+    let controller = Controller {
+        client: context.client.clone(),
+        recorder: context.recorder(),
+        services: context.informers.of(),
+        pods: context.informers.of(),
+        nodes: context.informers.of(),
+        slices: context.informers.of(),
+        slices_by_service: context
+            .informers
+            .of::<EndpointSlice>()
+            .index_by("service", |slice| {
+                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
+                let service = claim::labels(&slice.metadata).get(SERVICE_NAME);
+                service
+                    .map(|service| format!("{namespace}/{service}"))
+                    .into_iter()
+                    .collect()
+            }),
+    };
+    controller.services.synced().await;
+    controller.pods.synced().await;
+    controller.nodes.synced().await;
+    controller.slices.synced().await;
+    let queue = Queue::new();
+    tokio::join!(
+        follow(controller.services.clone(), |change| queue
+            .add(Key::of(&**change.object()))),
+        follow(controller.pods.clone(), |change| {
+            for key in backends::services_of(change, &controller.services) {
+                queue.add(key);
+            }
+        }),
+        follow(controller.slices.clone(), |change| {
+            let meta = &change.object().metadata;
+            let labels = claim::labels(meta);
+            if labels
+                .get(MANAGED_BY)
+                .is_some_and(|manager| manager == MANAGER)
+            {
+                if let (Some(namespace), Some(name)) = (&meta.namespace, labels.get(SERVICE_NAME)) {
+                    queue.add(Key::new(namespace, name));
+                }
+            }
+        }),
+        queue.clone().run(
+            "endpoint slices",
+            16,
+            |key| {
+                let controller = controller.clone();
+                async move { controller.reconcile(&key).await }
+            },
+            context.drain.clone(),
+        ),
+    );
+}
+
+impl Controller {
+    async fn reconcile(&self, key: &Key) -> Result<Action, Error> {
+        // The slices of a Service that is gone go with it, by their owner reference.
+        let Some(service) = self.services.get(Some(&key.namespace), &key.name) else {
+            return Ok(Action::Done);
+        };
+        if backends::selector_of(&service).is_none()
+            || service.metadata.deletion_timestamp.is_some()
+        {
+            return Ok(Action::Done);
+        }
+        let pods = backends::pods_of(&service, &self.pods);
+        let mut known = self.slices_by_service.get(&key.to_string());
+        known.retain(|slice| {
+            let manager = claim::labels(&slice.metadata).get(MANAGED_BY);
+            manager.is_some_and(|manager| manager == MANAGER)
+                && slice.metadata.deletion_timestamp.is_none()
+        });
+        known.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
+        let zone = |node: &str| {
+            let node = self.nodes.get(None, node)?;
+            claim::labels(&node.metadata).get(ZONE).cloned()
+        };
+        let mut changes = arrange(&service, &pods, &known, &zone);
+        set_trigger_time(&mut changes, &service, &pods, &known);
+        let result = self.write(&key.namespace, changes).await;
+        if let Err(error) = &result {
+            let service_name = format!("{}/{}", key.namespace, key.name);
+            let message =
+                format!("Error updating Endpoint Slices for Service {service_name}: {error}");
+            self.recorder.event(
+                &*service,
+                EventType::Warning,
+                "FailedToUpdateEndpointSlices",
+                message,
+            );
+        }
+        result
+    }
+
+    async fn write(&self, namespace: &str, changes: Changes) -> Result<Action, Error> {
+        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        for slice in &changes.create {
+            let created = slices.create(&params, slice).await;
+            match created {
+                Ok(created) => self.slices.caught_up_with(&created).await,
+                // The namespace is going: nothing can be made in it.
+                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
+                    return Ok(Action::Done);
+                }
+                Err(error) => return Err(Error::Create(error)),
+            }
+        }
+        for slice in &changes.update {
+            let name = slice.metadata.name.as_deref().unwrap_or_default();
+            match slices.replace(name, &params, slice).await {
+                Ok(written) => self.slices.caught_up_with(&written).await,
+                Err(source) => {
+                    let slice = name.to_owned();
+                    return Err(Error::Update { slice, source });
+                }
+            }
+        }
+        for slice in &changes.delete {
+            let name = slice.metadata.name.as_deref().unwrap_or_default();
+            match slices.delete(name, &DeleteParams::default()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(source) => {
+                    let slice = name.to_owned();
+                    return Err(Error::Delete { slice, source });
+                }
+            }
+        }
+        Ok(Action::Done)
+    }
+}
+
+/// What differs between the slices that there are and those that there should be.
+#[derive(Debug, Default)]
+struct Changes {
+    create: Vec<EndpointSlice>,
+    update: Vec<EndpointSlice>,
+    delete: Vec<Arc<EndpointSlice>>,
+}
+
+/// Works out the slices of a Service. `known` are those it has, `zone` tells the zone of a node.
+fn arrange(
+    service: &Service,
+    pods: &[Arc<Pod>],
+    known: &[Arc<EndpointSlice>],
+    zone: &dyn Fn(&str) -> Option<String>,
+) -> Changes {
+    let mut changes = Changes::default();
+    let families = backends::families(service);
+    for family in &families {
+        let mut groups: BTreeMap<Vec<Port>, VecDeque<Endpoint>> = BTreeMap::new();
+        for pod in pods {
+            if let Some(address) = backends::address_in(pod, family) {
+                let ports = backends::ports_of(service, pod);
+                let endpoint = endpoint_of(service, pod, address, zone);
+                groups.entry(ports).or_default().push_back(endpoint);
+            }
+        }
+        let of_family = known.iter().filter(|slice| slice.address_type == *family);
+        let of_family: Vec<_> = of_family.cloned().collect();
+        arrange_family(service, family, groups, &of_family, &mut changes);
+    }
+    let unwanted = known
+        .iter()
+        .filter(|slice| !families.contains(&slice.address_type));
+    changes.delete.extend(unwanted.cloned());
+    changes
+}
+
+fn arrange_family(
+    service: &Service,
+    family: &str,
+    groups: BTreeMap<Vec<Port>, VecDeque<Endpoint>>,
+    known: &[Arc<EndpointSlice>],
+    changes: &mut Changes,
+) {
+    // A Service without endpoints keeps one empty slice, to tell it from one not yet looked at.
+    if groups.is_empty() {
+        let mut known = known.iter();
+        match known.next() {
+            None => changes
+                .create
+                .push(slice_of(service, family, &[], Vec::new())),
+            Some(first) => changes
+                .update
+                .extend(revise(service, first, &[], Vec::new())),
+        }
+        changes.delete.extend(known.cloned());
+        return;
+    }
+    let mut left: Vec<Arc<EndpointSlice>> = known.to_vec();
+    for (ports, endpoints) in groups {
+        let ports = wire_ports(&ports);
+        let same = |slice: &Arc<EndpointSlice>| same_ports(slice, &ports);
+        let (mut mine, others): (Vec<_>, Vec<_>) = left.into_iter().partition(same);
+        left = others;
+        if mine.is_empty() {
+            // An empty slice is as good as a new one.
+            let empty = left.iter().position(|slice| endpoints_of(slice).is_empty());
+            mine.extend(empty.map(|index| left.remove(index)));
+        }
+        arrange_group(service, family, &ports, endpoints, &mine, changes);
+    }
+    changes.delete.extend(left);
+}
+
+fn arrange_group(
+    service: &Service,
+    family: &str,
+    ports: &[EndpointPort],
+    endpoints: VecDeque<Endpoint>,
+    mine: &[Arc<EndpointSlice>],
+    changes: &mut Changes,
+) {
+    let uid = |endpoint: &Endpoint| {
+        let target = endpoint.target_ref.as_ref();
+        target
+            .and_then(|target| target.uid.clone())
+            .unwrap_or_default()
+    };
+    let mut wanted: HashMap<String, Endpoint> = HashMap::new();
+    let mut order = Vec::new();
+    for endpoint in endpoints {
+        order.push(uid(&endpoint));
+        wanted.insert(uid(&endpoint), endpoint);
+    }
+    let mut kept: Vec<Vec<Endpoint>> = Vec::new();
+    for slice in mine {
+        let stay = endpoints_of(slice)
+            .iter()
+            .filter_map(|endpoint| wanted.remove(&uid(endpoint)));
+        kept.push(stay.collect());
+    }
+    let mut rest = order
+        .into_iter()
+        .filter_map(|uid| wanted.remove(&uid))
+        .peekable();
+    for endpoints in &mut kept {
+        while endpoints.len() < SLICE_MAX && rest.peek().is_some() {
+            endpoints.extend(rest.next());
+        }
+    }
+    for (slice, endpoints) in mine.iter().zip(kept) {
+        if endpoints.is_empty() {
+            changes.delete.push(slice.clone());
+        } else {
+            changes
+                .update
+                .extend(revise(service, slice, ports, endpoints));
+        }
+    }
+    while rest.peek().is_some() {
+        let endpoints = rest.by_ref().take(SLICE_MAX).collect();
+        changes
+            .create
+            .push(slice_of(service, family, ports, endpoints));
+    }
+}
+
+fn endpoint_of(
+    service: &Service,
+    pod: &Pod,
+    address: &str,
+    zone: &dyn Fn(&str) -> Option<String>,
+) -> Endpoint {
+    let serving = pods::is_ready(pod);
+    let terminating = pod.metadata.deletion_timestamp.is_some();
+    let node = pods::node_name(pod);
+    Endpoint {
+        addresses: vec![address.to_owned()],
+        conditions: Some(EndpointConditions {
+            ready: Some(backends::publishes_not_ready(service) || (serving && !terminating)),
+            serving: Some(serving),
+            terminating: Some(terminating),
+        }),
+        hostname: backends::hostname_of(service, pod),
+        node_name: node.map(str::to_owned),
+        target_ref: Some(backends::reference_to(pod)),
+        zone: node.and_then(zone),
+        ..Endpoint::default()
+    }
+}
+
+fn endpoints_of(slice: &EndpointSlice) -> &[Endpoint] {
+    slice.endpoints.as_deref().unwrap_or_default()
+}
+
+fn wire_ports(ports: &[Port]) -> Vec<EndpointPort> {
+    let wire = ports.iter().map(|port| EndpointPort {
+        name: Some(port.name.clone()),
+        port: Some(port.number),
+        protocol: Some(port.protocol.clone()),
+        app_protocol: port.app_protocol.clone(),
+    });
+    wire.collect()
+}
+
+fn same_ports(slice: &EndpointSlice, ports: &[EndpointPort]) -> bool {
+    let known = slice.ports.as_deref().unwrap_or_default();
+    known.len() == ports.len() && ports.iter().all(|port| known.contains(port))
+}
+
+/// The labels of a Service's slice: the Service's own, and those by which the slice is found.
+fn labels_of(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = claim::labels(&service.metadata).clone();
+    labels.remove(backends::HEADLESS);
+    if backends::is_headless(service) {
+        labels.insert(backends::HEADLESS.to_owned(), String::new());
+    }
+    let name = service.metadata.name.clone().unwrap_or_default();
+    labels.insert(SERVICE_NAME.to_owned(), name);
+    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    labels
+}
+
+fn slice_of(
+    service: &Service,
+    family: &str,
+    ports: &[EndpointPort],
+    endpoints: Vec<Endpoint>,
+) -> EndpointSlice {
+    let name = service.metadata.name.as_deref().unwrap_or_default();
+    EndpointSlice {
+        address_type: family.to_owned(),
+        endpoints: (!endpoints.is_empty()).then_some(endpoints),
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{name}-")),
+            namespace: service.metadata.namespace.clone(),
+            labels: Some(labels_of(service)),
+            owner_references: Some(vec![claim::controller_reference(service)]),
+            ..ObjectMeta::default()
+        },
+        ports: (!ports.is_empty()).then(|| ports.to_vec()),
+    }
+}
+
+/// The slice with this content; `None` if that is what it has.
+fn revise(
+    service: &Service,
+    slice: &EndpointSlice,
+    ports: &[EndpointPort],
+    endpoints: Vec<Endpoint>,
+) -> Option<EndpointSlice> {
+    let labels = Some(labels_of(service));
+    let unchanged = endpoints_of(slice) == endpoints
+        && slice.metadata.labels == labels
+        && same_ports(slice, ports);
+    if unchanged {
+        return None;
+    }
+    let mut revised = slice.clone();
+    revised.endpoints = (!endpoints.is_empty()).then_some(endpoints);
+    revised.metadata.labels = labels;
+    if !same_ports(slice, ports) {
+        revised.ports = (!ports.is_empty()).then(|| ports.to_vec());
+    }
+    Some(revised)
+}
+
+/// Notes on each slice that is written when the first of the changes in it came about: a pod became
+/// ready or ceased to be, or the Service was made.
+fn set_trigger_time(
+    changes: &mut Changes,
+    service: &Service,
+    pods: &[Arc<Pod>],
+    known: &[Arc<EndpointSlice>],
+) {
+    let before: Vec<&Endpoint> = known.iter().flat_map(|slice| endpoints_of(slice)).collect();
+    let by_uid: HashMap<_, _> = pods.iter().map(|pod| (&pod.metadata.uid, pod)).collect();
+    for slice in changes.create.iter_mut().chain(&mut changes.update) {
+        let new = endpoints_of(slice)
+            .iter()
+            .filter(|endpoint| !before.contains(endpoint));
+        let times = new.filter_map(|endpoint| {
+            let uid = &endpoint.target_ref.as_ref()?.uid;
+            backends::changed_at(by_uid.get(uid)?)
+        });
+        let made = service
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0);
+        let first = times.min().or(made.filter(|_| known.is_empty()));
+        write_trigger_time(&mut slice.metadata, first);
+    }
+}
+
+/// Writes or takes out the annotation.
+pub(crate) fn write_trigger_time(meta: &mut ObjectMeta, time: Option<Timestamp>) {
+    match time.and_then(|time| Timestamp::from_second(time.as_second()).ok()) {
+        Some(time) => {
+            let annotations = meta.annotations.get_or_insert_default();
+            annotations.insert(backends::TRIGGER_TIME.to_owned(), time.to_string());
+        }
+        None => {
+            if let Some(annotations) = &mut meta.annotations {
+                annotations.remove(backends::TRIGGER_TIME);
+            }
+        }
+    }
+}

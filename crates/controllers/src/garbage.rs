@@ -1,0 +1,484 @@
+//! Objects whose owners are gone go too.
+//!
+//! ```text
+//!   an owner is deleted                          its dependents
+//!   background                                   are deleted after it
+//!   foreground (finalizer foregroundDeletion)    are deleted first; it waits for those that block it
+//!   orphan (finalizer orphan)                    lose their reference to it, and stay
+//! ```
+//!
+//! Every kind that discovery names is followed: those of which this program has whole objects anyway
+//! by these, all others by their metadata. What is remembered on top of the caches is one entry per
+//! owner reference, by the owner's uid; whether an owner is still there is looked up in the cache of
+//! its kind, and asked of the server before anything is deleted for its absence.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use informer::{Action, Change, Informer, Key, Metadata, Object, Queue};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::core::{ApiResource, DynamicObject};
+use parking_lot::Mutex;
+use serde_json::json;
+use tracing::{debug, warn};
+
+use crate::discovery::{self, Resource};
+use crate::{Context, FIELD_MANAGER, follow};
+
+const FOREGROUND: &str = "foregroundDeletion";
+const ORPHAN: &str = "orphan";
+/// When to ask again what kinds there are, after the server could not say.
+const DISCOVERY_RETRY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("could not look for the owner {kind} {name}")]
+    Look {
+        kind: String,
+        name: String,
+        source: kube::Error,
+    },
+    #[error("the kind {kind} of {api_version}, of an owner, is not known")]
+    UnknownKind { api_version: String, kind: String },
+    #[error("could not delete {object}")]
+    Delete { object: String, source: kube::Error },
+    #[error("could not write the references or finalizers of {object}")]
+    Write { object: String, source: kube::Error },
+}
+
+/// An object of any kind: the kind's index, and its name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+struct Item {
+    kind: usize,
+    key: Key,
+}
+
+/// What is to be done about an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Task {
+    /// See whether its owners are still there.
+    Check(Item),
+    /// It waits for its dependents: see which are left.
+    Foreground(Item),
+    /// Its dependents are to be let go.
+    Orphan(Item),
+}
+
+type Look = Box<dyn Fn(&Key) -> Option<ObjectMeta> + Send + Sync>;
+
+struct Kind {
+    resource: Resource,
+    look: Look,
+}
+
+/// Who depends on whom, by the owners' uids.
+type Dependents = Mutex<HashMap<String, HashSet<Item>>>;
+
+struct Collector {
+    client: kube::Client,
+    kinds: Vec<Kind>,
+    dependents: Dependents,
+    queue: Queue<Task>,
+}
+
+pub(crate) async fn run(context: Context) {
+    let resources = loop {
+        match discovery::resources(&context.client).await {
+            Ok(resources) => break resources,
+            Err(error) => debug!(%error, "could not ask which kinds there are"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(DISCOVERY_RETRY) => {}
+            () = context.drain.signaled() => return,
+        }
+    };
+    let collectable = |resource: &Resource| {
+        let verbs = ["delete", "list", "watch"];
+        // Events belong to nobody and come in masses.
+        verbs.into_iter().all(|verb| resource.can(verb)) && resource.api.plural != "events"
+    };
+    let mut kinds = Vec::new();
+    let mut follows: Vec<Follow> = Vec::new();
+    for resource in resources.into_iter().filter(collectable) {
+        let (look, follow) = source(&context, &resource, kinds.len());
+        kinds.push(Kind { resource, look });
+        follows.push(follow);
+    }
+    let collector = Arc::new(Collector {
+        client: context.client.clone(),
+        kinds,
+        dependents: Mutex::default(),
+        queue: Queue::new(),
+    });
+    let mut following = tokio::task::JoinSet::new();
+    for follow in follows {
+        following.spawn(follow(collector.clone()));
+    }
+    let queue = collector.queue.clone();
+    let reconcile = |task| {
+        let collector = collector.clone();
+        async move { collector.carry_out(&task).await }
+    };
+    queue
+        .run("garbage", 20, reconcile, context.drain.clone())
+        .await;
+}
+
+type Follow = Box<dyn FnOnce(Arc<Collector>) -> futures::future::BoxFuture<'static, ()> + Send>;
+
+/// How a kind is looked up and followed: through the whole objects where others have them cached, else
+/// through a cache of the metadata.
+fn source(context: &Context, resource: &Resource, kind: usize) -> (Look, Follow) {
+    macro_rules! whole {
+        ($($type:ty),*) => {$(
+            if is::<$type>(&resource.api) {
+                return through(context.informers.of::<$type>(), kind);
+            }
+        )*};
+    }
+    whole!(
+        Pod,
+        ReplicaSet,
+        Deployment,
+        Service,
+        Endpoints,
+        EndpointSlice,
+        Node,
+        Namespace,
+        ServiceAccount,
+        Lease,
+        ClusterRole
+    );
+    through::<Metadata>(context.informers.of_metadata(&resource.api), kind)
+}
+
+fn is<K: kube::Resource<DynamicType = ()>>(api: &ApiResource) -> bool {
+    api.group == K::group(&()) && api.plural == K::plural(&())
+}
+
+fn through<K: Object>(informer: Informer<K>, kind: usize) -> (Look, Follow) {
+    let looked = informer.clone();
+    let look = move |key: &Key| {
+        let object = looked.get(Some(&key.namespace), &key.name)?;
+        Some(object.meta().clone())
+    };
+    let run = move |collector: Arc<Collector>| -> futures::future::BoxFuture<'static, ()> {
+        Box::pin(follow(informer, move |change| collector.note(kind, change)))
+    };
+    (Box::new(look), Box::new(run))
+}
+
+fn owners(meta: &ObjectMeta) -> &[OwnerReference] {
+    meta.owner_references.as_deref().unwrap_or_default()
+}
+
+fn waits_with(meta: &ObjectMeta, finalizer: &str) -> bool {
+    meta.deletion_timestamp.is_some() && has_finalizer(meta, finalizer)
+}
+
+fn has_finalizer(meta: &ObjectMeta, finalizer: &str) -> bool {
+    let mut finalizers = meta.finalizers.iter().flatten();
+    finalizers.any(|known| known == finalizer)
+}
+
+impl Collector {
+    /// Keeps the table of dependents, and finds what a change calls for.
+    fn note<K: Object>(&self, kind: usize, change: &Change<K>) {
+        let meta = change.object().meta();
+        let item = Item {
+            kind,
+            key: Key::of(&**change.object()),
+        };
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        match change {
+            Change::Applied { old, .. } => {
+                let before = old.as_ref().map_or(&[][..], |old| owners(old.meta()));
+                if before != owners(meta) {
+                    self.move_dependent(&item, before, owners(meta));
+                    self.queue.add(Task::Check(item.clone()));
+                }
+                if waits_with(meta, FOREGROUND) {
+                    self.queue.add(Task::Foreground(item));
+                } else if waits_with(meta, ORPHAN) {
+                    self.queue.add(Task::Orphan(item));
+                }
+            }
+            Change::Deleted(_) => {
+                self.move_dependent(&item, owners(meta), &[]);
+                for dependent in self.dependents_of(uid) {
+                    self.queue.add(Task::Check(dependent));
+                }
+                for owner in owners(meta) {
+                    self.tell_owner(owner, &item);
+                }
+            }
+        }
+    }
+
+    fn move_dependent(&self, item: &Item, from: &[OwnerReference], to: &[OwnerReference]) {
+        let mut dependents = self.dependents.lock();
+        for owner in from {
+            if let Some(items) = dependents.get_mut(&owner.uid) {
+                items.remove(item);
+                if items.is_empty() {
+                    dependents.remove(&owner.uid);
+                }
+            }
+        }
+        for owner in to {
+            dependents
+                .entry(owner.uid.clone())
+                .or_default()
+                .insert(item.clone());
+        }
+    }
+
+    fn dependents_of(&self, uid: &str) -> Vec<Item> {
+        let dependents = self.dependents.lock();
+        dependents.get(uid).into_iter().flatten().cloned().collect()
+    }
+
+    /// An owner that waits for its dependents has one less.
+    fn tell_owner(&self, owner: &OwnerReference, dependent: &Item) {
+        if let Some(owner_item) = self.item_of(owner, &dependent.key.namespace) {
+            let meta = self.look(&owner_item);
+            if meta.is_some_and(|meta| waits_with(&meta, FOREGROUND)) {
+                self.queue.add(Task::Foreground(owner_item));
+            }
+        }
+    }
+
+    fn look(&self, item: &Item) -> Option<ObjectMeta> {
+        (self.kinds[item.kind].look)(&item.key)
+    }
+
+    /// Where an owner is to be found: in the namespace of its dependent, or in none.
+    fn item_of(&self, owner: &OwnerReference, namespace: &str) -> Option<Item> {
+        let group = owner
+            .api_version
+            .rsplit_once('/')
+            .map_or("", |(group, _)| group);
+        let kind = self.kinds.iter().position(|kind| {
+            kind.resource.api.group == group && kind.resource.api.kind == owner.kind
+        })?;
+        let namespaced = self.kinds[kind].resource.namespaced;
+        Some(Item {
+            kind,
+            key: Key::new(if namespaced { namespace } else { "" }, &owner.name),
+        })
+    }
+
+    async fn carry_out(&self, task: &Task) -> Result<Action, Error> {
+        match task {
+            Task::Check(item) => self.check(item).await?,
+            Task::Foreground(item) => self.finish_foreground(item).await?,
+            Task::Orphan(item) => self.orphan(item).await?,
+        }
+        Ok(Action::Done)
+    }
+
+    async fn check(&self, item: &Item) -> Result<(), Error> {
+        let Some(meta) = self.look(item) else {
+            return Ok(());
+        };
+        if owners(&meta).is_empty() {
+            return Ok(());
+        }
+        if waits_with(&meta, FOREGROUND) {
+            return self.finish_foreground(item).await;
+        }
+        if meta.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let mut solid = Vec::new();
+        let mut waiting = Vec::new();
+        for owner in owners(&meta) {
+            match self.find_owner(item, owner).await? {
+                Owner::There => solid.push(owner),
+                Owner::Waits => waiting.push(owner),
+                Owner::Gone => {}
+            }
+        }
+        if !solid.is_empty() {
+            if solid.len() < owners(&meta).len() {
+                let rest = json!({ "ownerReferences": solid });
+                self.write(item, &meta, rest).await?;
+            }
+            return Ok(());
+        }
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        let policy = if !waiting.is_empty() && !self.dependents_of(uid).is_empty() {
+            // Whoever waits for this one waits for its dependents too.
+            PropagationPolicy::Foreground
+        } else if has_finalizer(&meta, ORPHAN) {
+            PropagationPolicy::Orphan
+        } else if has_finalizer(&meta, FOREGROUND) {
+            PropagationPolicy::Foreground
+        } else {
+            PropagationPolicy::Background
+        };
+        self.delete(item, &meta, policy).await
+    }
+
+    async fn find_owner(&self, item: &Item, owner: &OwnerReference) -> Result<Owner, Error> {
+        let Some(owner_item) = self.item_of(owner, &item.key.namespace) else {
+            return Err(Error::UnknownKind {
+                api_version: owner.api_version.clone(),
+                kind: owner.kind.clone(),
+            });
+        };
+        let kind = &self.kinds[owner_item.kind].resource;
+        if kind.namespaced && item.key.namespace.is_empty() {
+            // An object of the cluster cannot belong to one of a namespace. It is a mistake of its
+            // maker, and no reason to delete anything.
+            warn!(owner = owner.name, dependent = %item.key, "an owner reference crosses namespaces");
+            return Ok(Owner::There);
+        }
+        let state = |meta: &ObjectMeta| match waits_with(meta, FOREGROUND) {
+            true => Owner::Waits,
+            false => Owner::There,
+        };
+        let same = |meta: &ObjectMeta| meta.uid.as_ref() == Some(&owner.uid);
+        if let Some(meta) = self.look(&owner_item).filter(same) {
+            return Ok(state(&meta));
+        }
+        let live = self.api(&owner_item).get_metadata_opt(&owner.name).await;
+        let live = live.map_err(|source| Error::Look {
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+            source,
+        })?;
+        let live = live.map(|live| live.metadata).filter(same);
+        Ok(live.map_or(Owner::Gone, |meta| state(&meta)))
+    }
+
+    /// Lets an owner go when nothing that blocks it is left, and sees to what is left.
+    async fn finish_foreground(&self, item: &Item) -> Result<(), Error> {
+        let Some(meta) = self.look(item).filter(|meta| waits_with(meta, FOREGROUND)) else {
+            return Ok(());
+        };
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        let mut blocked = false;
+        for dependent in self.dependents_of(uid) {
+            let Some(dependent_meta) = self.look(&dependent) else {
+                continue;
+            };
+            let mut references = owners(&dependent_meta).iter();
+            blocked |= references
+                .any(|owner| owner.uid == uid && owner.block_owner_deletion.unwrap_or_default());
+            if dependent_meta.deletion_timestamp.is_none() {
+                self.queue.add(Task::Check(dependent));
+            }
+        }
+        if blocked {
+            return Ok(());
+        }
+        self.remove_finalizer(item, &meta, FOREGROUND).await
+    }
+
+    async fn orphan(&self, item: &Item) -> Result<(), Error> {
+        let Some(meta) = self.look(item).filter(|meta| waits_with(meta, ORPHAN)) else {
+            return Ok(());
+        };
+        let uid = meta.uid.as_deref().unwrap_or_default();
+        for dependent in self.dependents_of(uid) {
+            let Some(dependent_meta) = self.look(&dependent) else {
+                continue;
+            };
+            let rest: Vec<_> = owners(&dependent_meta)
+                .iter()
+                .filter(|owner| owner.uid != uid)
+                .collect();
+            let rest = json!({ "ownerReferences": rest });
+            self.write(&dependent, &dependent_meta, rest).await?;
+        }
+        self.remove_finalizer(item, &meta, ORPHAN).await
+    }
+
+    async fn remove_finalizer(
+        &self,
+        item: &Item,
+        meta: &ObjectMeta,
+        finalizer: &str,
+    ) -> Result<(), Error> {
+        let finalizers = meta.finalizers.iter().flatten();
+        let rest: Vec<_> = finalizers.filter(|known| *known != finalizer).collect();
+        self.write(item, meta, json!({ "finalizers": rest })).await
+    }
+
+    /// Writes metadata, if the object is still the one that was looked at.
+    async fn write(
+        &self,
+        item: &Item,
+        meta: &ObjectMeta,
+        mut fields: serde_json::Value,
+    ) -> Result<(), Error> {
+        fields["uid"] = json!(meta.uid);
+        fields["resourceVersion"] = json!(meta.resource_version);
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let patch = Patch::Merge(json!({ "metadata": fields }));
+        match self.api(item).patch(&item.key.name, &params, &patch).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(Error::Write {
+                object: self.named(item),
+                source,
+            }),
+        }
+    }
+
+    async fn delete(
+        &self,
+        item: &Item,
+        meta: &ObjectMeta,
+        policy: PropagationPolicy,
+    ) -> Result<(), Error> {
+        let params = DeleteParams {
+            propagation_policy: Some(policy),
+            preconditions: Some(Preconditions {
+                uid: meta.uid.clone(),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        match self.api(item).delete(&item.key.name, &params).await {
+            Ok(_) => Ok(()),
+            // Gone, or another object by now.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(source) => Err(Error::Delete {
+                object: self.named(item),
+                source,
+            }),
+        }
+    }
+
+    fn api(&self, item: &Item) -> Api<DynamicObject> {
+        let kind = &self.kinds[item.kind].resource;
+        match kind.namespaced {
+            true => Api::namespaced_with(self.client.clone(), &item.key.namespace, &kind.api),
+            false => Api::all_with(self.client.clone(), &kind.api),
+        }
+    }
+
+    fn named(&self, item: &Item) -> String {
+        format!("{} {}", self.kinds[item.kind].resource.api.kind, item.key)
+    }
+}
+
+/// What has become of an owner.
+enum Owner {
+    There,
+    /// It is to go, and waits for its dependents to go first.
+    Waits,
+    Gone,
+}

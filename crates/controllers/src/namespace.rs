@@ -1,0 +1,384 @@
+//! A namespace that is deleted takes everything in it along, and goes when nothing is left.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use informer::{Action, Informer, Queue};
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::core::DynamicObject;
+
+use crate::discovery::{self, Resource};
+use crate::{Context, FIELD_MANAGER, follow, message_of};
+
+/// The finalizer that stands for this controller.
+const FINALIZER: &str = "kubernetes";
+/// When to look again whether content has gone that nobody tells of. Pods, which take the longest,
+/// tell themselves.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("could not write the status of namespace {namespace}: {}", message_of(.source))]
+    Status {
+        namespace: String,
+        source: kube::Error,
+    },
+    #[error("could not finalize namespace {namespace}: {}", message_of(.source))]
+    Finalize {
+        namespace: String,
+        source: kube::Error,
+    },
+    #[error("could not build the request to finalize namespace {namespace}")]
+    Request {
+        namespace: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("content of namespace {0} could not be deleted")]
+    Content(String),
+}
+
+#[derive(Clone)]
+struct Controller {
+    client: kube::Client,
+    namespaces: Informer<Namespace>,
+}
+
+pub(crate) async fn run(context: Context) {
+    let controller = Controller {
+        client: context.client.clone(),
+        namespaces: context.informers.of(),
+    };
+    controller.namespaces.synced().await;
+    let queue: Queue<String> = Queue::new();
+    let is_going = |name: &str| {
+        let namespace = controller.namespaces.get(None, name);
+        namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some())
+    };
+    tokio::join!(
+        follow(controller.namespaces.clone(), |change| {
+            let meta = &change.object().metadata;
+            if meta.deletion_timestamp.is_some() {
+                queue.add(meta.name.clone().unwrap_or_default());
+            }
+        }),
+        follow(context.informers.of::<Pod>(), |change| {
+            if let informer::Change::Deleted(pod) = change {
+                let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+                if is_going(namespace) {
+                    queue.add(namespace.to_owned());
+                }
+            }
+        }),
+        queue.clone().run(
+            "namespace",
+            10,
+            |name| {
+                let controller = controller.clone();
+                async move { controller.reconcile(&name).await }
+            },
+            context.drain.clone(),
+        ),
+    );
+}
+
+/// What one round through all kinds has found.
+#[derive(Default)]
+struct Round {
+    discovery: Option<String>,
+    failures: Vec<String>,
+    /// How many objects of a kind are left, by `plural.group`.
+    left: BTreeMap<String, usize>,
+    /// How many of those wait for a finalizer, by its name.
+    finalizers: BTreeMap<String, usize>,
+}
+
+impl Controller {
+    async fn reconcile(&self, name: &str) -> Result<Action, Error> {
+        let Some(namespace) = self.namespaces.get(None, name) else {
+            return Ok(Action::Done);
+        };
+        let finalizers = namespace
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.finalizers.as_ref());
+        let ours = finalizers.is_some_and(|all| all.iter().any(|one| one == FINALIZER));
+        if namespace.metadata.deletion_timestamp.is_none() || !ours {
+            return Ok(Action::Done);
+        }
+        let round = self.delete_content(name).await;
+        let written = self.write_status(&namespace, &round).await?;
+        if round.discovery.is_some() || !round.failures.is_empty() {
+            return Err(Error::Content(name.to_owned()));
+        }
+        if !round.left.is_empty() {
+            return Ok(Action::After(LOOK_AGAIN));
+        }
+        self.finalize(written).await?;
+        Ok(Action::Done)
+    }
+
+    async fn delete_content(&self, namespace: &str) -> Round {
+        let mut round = Round::default();
+        let resources = match discovery::resources(&self.client).await {
+            Ok(resources) => resources,
+            Err(error) => {
+                round.discovery = Some(message_of(&error));
+                return round;
+            }
+        };
+        let deletable = |resource: &Resource| {
+            resource.namespaced && resource.can("delete") && resource.can("list")
+        };
+        for resource in resources.iter().filter(|resource| deletable(resource)) {
+            if let Err(error) = self.delete_kind(namespace, resource, &mut round).await {
+                round.failures.push(message_of(&error));
+            }
+        }
+        round
+    }
+
+    async fn delete_kind(
+        &self,
+        namespace: &str,
+        resource: &Resource,
+        round: &mut Round,
+    ) -> Result<(), kube::Error> {
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), namespace, &resource.api);
+        let params = ListParams::default();
+        if api
+            .list_metadata(&params.clone().limit(1))
+            .await?
+            .items
+            .is_empty()
+        {
+            return Ok(());
+        }
+        let delete = DeleteParams::background();
+        if resource.can("deletecollection") {
+            api.delete_collection(&delete, &params).await?;
+        } else {
+            for object in api.list_metadata(&params).await?.items {
+                let name = object.metadata.name.unwrap_or_default();
+                match api.delete(&name, &delete).await {
+                    Err(kube::Error::Api(status)) if status.code == 404 => {}
+                    result => drop(result?),
+                }
+            }
+        }
+        let left = api.list_metadata(&params).await?.items;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let kind = format!("{}.{}", resource.api.plural, resource.api.group);
+        round.left.insert(kind, left.len());
+        for finalizer in left
+            .iter()
+            .flat_map(|object| &object.metadata.finalizers)
+            .flatten()
+        {
+            *round.finalizers.entry(finalizer.clone()).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    async fn write_status(&self, namespace: &Namespace, round: &Round) -> Result<Namespace, Error> {
+        let old = namespace.status.clone().unwrap_or_default();
+        let mut desired = namespace.clone();
+        let status = desired.status.get_or_insert_default();
+        status.phase = Some("Terminating".to_owned());
+        set_conditions(
+            status.conditions.get_or_insert_default(),
+            round,
+            Timestamp::now(),
+        );
+        if desired.status.as_ref() == Some(&old) {
+            return Ok(desired);
+        }
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        match api.replace_status(name, &params, &desired).await {
+            Ok(written) => {
+                self.namespaces.caught_up_with(&written).await;
+                Ok(written)
+            }
+            Err(source) => Err(Error::Status {
+                namespace: name.to_owned(),
+                source,
+            }),
+        }
+    }
+
+    async fn finalize(&self, mut namespace: Namespace) -> Result<(), Error> {
+        let name = namespace.metadata.name.clone().unwrap_or_default();
+        if let Some(spec) = &mut namespace.spec {
+            if let Some(finalizers) = &mut spec.finalizers {
+                finalizers.retain(|finalizer| finalizer != FINALIZER);
+            }
+        }
+        let uri = format!("/api/v1/namespaces/{name}/finalize?fieldManager={FIELD_MANAGER}");
+        let request = serde_json::to_vec(&namespace)
+            .map_err(Into::into)
+            .and_then(|body| {
+                let request = http::Request::put(uri).header("content-type", "application/json");
+                request.body(body).map_err(Into::into)
+            });
+        let request = request.map_err(|source| Error::Request {
+            namespace: name.clone(),
+            source,
+        })?;
+        match self.client.request::<Namespace>(request).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(source) => Err(Error::Finalize {
+                namespace: name,
+                source,
+            }),
+        }
+    }
+}
+
+fn set_conditions(conditions: &mut Vec<NamespaceCondition>, round: &Round, now: Timestamp) {
+    let counts = |counts: &BTreeMap<String, usize>, what: &str| {
+        let parts = counts
+            .iter()
+            .map(|(name, count)| format!("{name} {what}{count} resource instances"));
+        parts.collect::<Vec<_>>().join(", ")
+    };
+    let failures = round.failures.join(", ");
+    let rows: [(&str, bool, &str, String); 5] = [
+        (
+            "NamespaceDeletionDiscoveryFailure",
+            round.discovery.is_some(),
+            if round.discovery.is_some() {
+                "DiscoveryFailed"
+            } else {
+                "ResourcesDiscovered"
+            },
+            match &round.discovery {
+                Some(text) => format!("Discovery failed for some groups: {text}"),
+                None => "All resources successfully discovered".to_owned(),
+            },
+        ),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            false,
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed".to_owned(),
+        ),
+        (
+            "NamespaceDeletionContentFailure",
+            !round.failures.is_empty(),
+            if round.failures.is_empty() {
+                "ContentDeleted"
+            } else {
+                "ContentDeletionFailed"
+            },
+            match round.failures.is_empty() {
+                true => {
+                    "All content successfully deleted, may be waiting on finalization".to_owned()
+                }
+                false => format!(
+                    "Failed to delete all resource types, {} remaining: {failures}",
+                    round.failures.len()
+                ),
+            },
+        ),
+        (
+            "NamespaceContentRemaining",
+            !round.left.is_empty(),
+            if round.left.is_empty() {
+                "ContentRemoved"
+            } else {
+                "SomeResourcesRemain"
+            },
+            match round.left.is_empty() {
+                true => "All content successfully removed".to_owned(),
+                false => format!(
+                    "Some resources are remaining: {}",
+                    counts(&round.left, "has ")
+                ),
+            },
+        ),
+        (
+            "NamespaceFinalizersRemaining",
+            !round.finalizers.is_empty(),
+            match round.finalizers.is_empty() {
+                true => "ContentHasNoFinalizers",
+                false => "SomeFinalizersRemain",
+            },
+            match round.finalizers.is_empty() {
+                true => "All content-preserving finalizers finished".to_owned(),
+                false => format!(
+                    "Some content in the namespace has finalizers remaining: {}",
+                    counts(&round.finalizers, "in ")
+                ),
+            },
+        ),
+    ];
+    for (condition_type, holds, reason, message) in rows {
+        let status = if holds { "True" } else { "False" };
+        let new = NamespaceCondition {
+            type_: condition_type.to_owned(),
+            status: status.to_owned(),
+            reason: Some(reason.to_owned()),
+            message: Some(message),
+            last_transition_time: Timestamp::from_second(now.as_second()).ok().map(Time),
+        };
+        match conditions
+            .iter_mut()
+            .find(|known| known.type_ == condition_type)
+        {
+            None => conditions.push(new),
+            Some(known) if known.status == new.status => {
+                known.reason = new.reason;
+                known.message = new.message;
+            }
+            Some(known) => *known = new,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_conditions_tell_what_is_left_and_why() {
+        let round = Round {
+            left: BTreeMap::from([("pods.".to_owned(), 2)]),
+            finalizers: BTreeMap::from([("example.com/wait".to_owned(), 1)]),
+            ..Round::default()
+        };
+        let mut conditions = Vec::new();
+        set_conditions(&mut conditions, &round, Timestamp::UNIX_EPOCH);
+        let texts: Vec<_> = conditions
+            .iter()
+            .map(|known| {
+                let reason = known.reason.as_deref().unwrap_or_default();
+                let message = known.message.as_deref().unwrap_or_default();
+                format!("{} {} {reason}: {message}", known.type_, known.status)
+            })
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "NamespaceDeletionDiscoveryFailure False ResourcesDiscovered: All resources successfully discovered",
+                "NamespaceDeletionGroupVersionParsingFailure False ParsedGroupVersions: All legacy kube types successfully parsed",
+                "NamespaceDeletionContentFailure False ContentDeleted: All content successfully deleted, may be waiting on finalization",
+                "NamespaceContentRemaining True SomeResourcesRemain: Some resources are remaining: pods. has 2 resource instances",
+                "NamespaceFinalizersRemaining True SomeFinalizersRemain: Some content in the namespace has finalizers remaining: example.com/wait in 1 resource instances",
+            ]
+        );
+        set_conditions(&mut conditions, &Round::default(), Timestamp::UNIX_EPOCH);
+        assert_eq!(conditions.len(), 5);
+        assert!(conditions.iter().all(|known| known.status == "False"));
+    }
+}
