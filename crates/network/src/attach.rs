@@ -47,7 +47,10 @@ impl Pair<'_> {
 
     /// Opens the namespace's file.
     pub(crate) fn open_namespace(&self) -> Result<File, AttachError> {
-        let failed = |source| AttachError::Namespace { path: self.namespace.to_owned(), source };
+        let failed = |source| AttachError::Namespace {
+            path: self.namespace.to_owned(),
+            source,
+        };
         let file = File::open(self.namespace).map_err(failed)?;
         let inode = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
         let theirs = inode(file.metadata().map_err(failed)?);
@@ -67,8 +70,14 @@ impl Pair<'_> {
     ) -> Result<(), AttachError> {
         let refused = self.refused(self.link);
         let mut batch = Batch::default();
-        let here = route::End { name: self.link, mac: HOST_MAC };
-        let there = route::End { name: INSIDE, mac: sandbox_mac(self.address) };
+        let here = route::End {
+            name: self.link,
+            mac: HOST_MAC,
+        };
+        let there = route::End {
+            name: INSIDE,
+            mac: sandbox_mac(self.address),
+        };
         route::add_pair(&mut batch, &here, &there, namespace.as_fd(), host.mtu);
         match connection.execute(&batch) {
             // The name is this address's, and the address was free: what is there was left behind.
@@ -94,27 +103,48 @@ impl Pair<'_> {
                 source: std::io::Error::other(other),
             },
         })?;
-        host.set_up(connection, index, self.id, self.address).map_err(&refused)
+        host.set_up(connection, index, self.id, self.address)
+            .map_err(&refused)
     }
 
     /// Sets up the sandbox's end. Leaves the calling thread in the sandbox's namespace.
-    pub(crate) fn enter_and_set_up(&self, host: &Host, namespace: &File) -> Result<(), AttachError> {
+    pub(crate) fn enter_and_set_up(
+        &self,
+        host: &Host,
+        namespace: &File,
+    ) -> Result<(), AttachError> {
         let refused = self.refused(INSIDE);
-        let failed = |source| AttachError::Namespace { path: self.namespace.to_owned(), source };
+        let failed = |source| AttachError::Namespace {
+            path: self.namespace.to_owned(),
+            source,
+        };
         setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
         let mut connection = Connection::open(libc::NETLINK_ROUTE).map_err(failed)?;
         let loopback = route::index_of_existing(&mut connection, "lo").map_err(&refused)?;
         let index = route::index_of_existing(&mut connection, INSIDE).map_err(&refused)?;
         let mut batch = Batch::default();
         route::change_link(&mut batch, loopback, &LinkChange::default());
-        let change = LinkChange { no_link_local: host.has_ipv6, ..LinkChange::default() };
+        let change = LinkChange {
+            no_link_local: host.has_ipv6,
+            ..LinkChange::default()
+        };
         route::change_link(&mut batch, index, &change);
         route::add_address(&mut batch, index, self.address);
         route::add_neighbour(&mut batch, index, ROUTER, HOST_MAC);
         let everywhere = Subnet::containing(Ipv4Addr::UNSPECIFIED, 0);
-        let link = Way::Link { index, source: None };
+        let link = Way::Link {
+            index,
+            source: None,
+        };
         route::add_route(&mut batch, Subnet::containing(ROUTER, 32), &link);
-        route::add_route(&mut batch, everywhere, &Way::Router { index, router: ROUTER });
+        route::add_route(
+            &mut batch,
+            everywhere,
+            &Way::Router {
+                index,
+                router: ROUTER,
+            },
+        );
         connection.execute(&batch).map_err(&refused)
     }
 }

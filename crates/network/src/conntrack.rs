@@ -71,7 +71,14 @@ fn is_stale<'a>(attributes: &'a [u8], gone: &HashSet<Stale>) -> Option<&'a [u8]>
     let backend = std::net::SocketAddrV4::new(reply.source.0, reply.source.1);
     [Some(address), None]
         .into_iter()
-        .map(|address| Stale { frontend: Frontend { address, protocol, port }, backend })
+        .map(|address| Stale {
+            frontend: Frontend {
+                address,
+                protocol,
+                port,
+            },
+            backend,
+        })
         .any(|stale| gone.contains(&stale))
         .then_some(bytes)
 }
@@ -80,10 +87,16 @@ fn read(tuple: &[u8]) -> Option<Tuple> {
     let ip = Attributes::find(tuple, TUPLE_IP)?;
     let protocol = Attributes::find(tuple, TUPLE_PROTOCOL)?;
     let address = |kind| -> Option<Ipv4Addr> {
-        Some(<[u8; 4]>::try_from(Attributes::find(ip, kind)?).ok()?.into())
+        Some(
+            <[u8; 4]>::try_from(Attributes::find(ip, kind)?)
+                .ok()?
+                .into(),
+        )
     };
     let port = |kind| -> Option<u16> {
-        Some(u16::from_be_bytes(Attributes::find(protocol, kind)?.try_into().ok()?))
+        Some(u16::from_be_bytes(
+            Attributes::find(protocol, kind)?.try_into().ok()?,
+        ))
     };
     Some(Tuple {
         source: (address(1)?, port(2)?),

@@ -17,7 +17,9 @@ pub enum OpenError {
     #[error("cannot change the network: CAP_NET_ADMIN is missing; run as root")]
     NotPermitted,
     /// The kernel was built without something, or its module cannot be loaded.
-    #[error("this kernel has no {feature} ({option}); load its module or use a kernel that has it: {source}")]
+    #[error(
+        "this kernel has no {feature} ({option}); load its module or use a kernel that has it: {source}"
+    )]
     Feature {
         /// What is lacking, in words.
         feature: &'static str,
@@ -27,7 +29,9 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The addresses are in use on this machine.
-    #[error("{ours} overlaps with {theirs} on link {link}; choose another with --pod-cidr or --service-cidr")]
+    #[error(
+        "{ours} overlaps with {theirs} on link {link}; choose another with --pod-cidr or --service-cidr"
+    )]
     Overlap {
         /// What was asked for.
         ours: Subnet,
@@ -74,10 +78,18 @@ impl OpenError {
     }
 
     /// A refusal that on kernels without the feature means its absence.
-    pub(crate) fn lacking(feature: &'static str, option: &'static str, refused: Refused) -> OpenError {
+    pub(crate) fn lacking(
+        feature: &'static str,
+        option: &'static str,
+        refused: Refused,
+    ) -> OpenError {
         match refused.errno() {
             Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::ENOENT | libc::EINVAL) => {
-                OpenError::Feature { feature, option, source: refused.source }
+                OpenError::Feature {
+                    feature,
+                    option,
+                    source: refused.source,
+                }
             }
             _ => OpenError::kernel(feature, refused),
         }

@@ -48,22 +48,31 @@ pub(crate) fn names(instance: &str) -> (String, String) {
 
 /// A number of 31 bits that follows from the name (FNV-1a).
 fn metric(instance: &str) -> u32 {
-    let hash = instance
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = instance.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    });
     hash >> 1
 }
 
 impl Host {
     /// The name of the host's end of the veth of an address.
     pub(crate) fn link_name(&self, subnet: Subnet, address: Ipv4Addr) -> String {
-        format!("{}{}", self.veth_prefix, address.to_bits() - subnet.address().to_bits())
+        format!(
+            "{}{}",
+            self.veth_prefix,
+            address.to_bits() - subnet.address().to_bits()
+        )
     }
 
     /// Whether a link is a host end of this instance.
     pub(crate) fn owns(&self, link: &Link) -> bool {
-        let number = link.name.strip_prefix(&self.veth_prefix).unwrap_or_default();
-        link.kind == "veth" && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        let number = link
+            .name
+            .strip_prefix(&self.veth_prefix)
+            .unwrap_or_default();
+        link.kind == "veth"
+            && !number.is_empty()
+            && number.bytes().all(|byte| byte.is_ascii_digit())
     }
 
     /// Makes or adopts the bridge, routes and sysctls. Returns the links that were there.
@@ -112,10 +121,16 @@ impl Host {
         let index = route::index_of_existing(connection, &bridge).map_err(kernel)?;
         disable_ipv6(&host, &bridge)?;
         let mut batch = Batch::default();
-        let change = LinkChange { no_link_local: host.has_ipv6, ..LinkChange::default() };
+        let change = LinkChange {
+            no_link_local: host.has_ipv6,
+            ..LinkChange::default()
+        };
         route::change_link(&mut batch, index, &change);
         route::add_address(&mut batch, index, config.node_address);
-        let way = Way::Link { index, source: Some(config.node_address) };
+        let way = Way::Link {
+            index,
+            source: Some(config.node_address),
+        };
         route::add_route(&mut batch, config.service_cidr, &way);
         route::add_route(&mut batch, config.pod_subnet, &host.unreachable());
         connection.execute(&batch).map_err(kernel)?;
@@ -123,7 +138,9 @@ impl Host {
     }
 
     fn unreachable(&self) -> Way {
-        Way::Unreachable { metric: self.metric }
+        Way::Unreachable {
+            metric: self.metric,
+        }
     }
 
     fn check_overlap(
@@ -135,13 +152,18 @@ impl Host {
         for ours in [config.pod_subnet, config.service_cidr] {
             for theirs in routes {
                 // A wider route that ours lie in is overruled by ours; one inside would overrule us.
-                let inside = ours.contains(theirs.to.address()) && theirs.to.prefix() >= ours.prefix();
+                let inside =
+                    ours.contains(theirs.to.address()) && theirs.to.prefix() >= ours.prefix();
                 let leftover = theirs.link.is_none() && theirs.metric == self.metric;
                 let link = links.iter().find(|link| Some(link.index) == theirs.link);
                 let known = link.is_some_and(|link| link.name == self.bridge || self.owns(link));
                 if inside && !known && !leftover {
                     let link = link.map_or_else(|| "none".to_owned(), |link| link.name.clone());
-                    return Err(OpenError::Overlap { ours, theirs: theirs.to, link });
+                    return Err(OpenError::Overlap {
+                        ours,
+                        theirs: theirs.to,
+                        link,
+                    });
                 }
             }
         }
@@ -170,7 +192,10 @@ impl Host {
         };
         route::change_link(&mut batch, index, &change);
         route::add_neighbour(&mut batch, index, address, sandbox_mac(address));
-        let way = Way::Link { index, source: Some(self.node_address) };
+        let way = Way::Link {
+            index,
+            source: Some(self.node_address),
+        };
         route::add_route(&mut batch, Subnet::containing(address, 32), &way);
         connection.execute(&batch)
     }
@@ -184,9 +209,14 @@ impl Host {
         link: &str,
         address: Ipv4Addr,
     ) -> Result<(), Refused> {
-        let Some(index) = route::index_of(connection, link)? else { return Ok(()) };
+        let Some(index) = route::index_of(connection, link)? else {
+            return Ok(());
+        };
         let mut batch = Batch::default();
-        let way = Way::Link { index, source: Some(self.node_address) };
+        let way = Way::Link {
+            index,
+            source: Some(self.node_address),
+        };
         route::remove_route(&mut batch, Subnet::containing(address, 32), &way);
         match connection.execute(&batch) {
             Err(refused) if refused.errno() != Some(libc::ESRCH) => Err(refused),
@@ -201,7 +231,10 @@ impl Host {
         connection: &mut Connection,
     ) -> Result<(), Refused> {
         let links = route::links(connection)?;
-        for link in links.iter().filter(|link| link.name == self.bridge || self.owns(link)) {
+        for link in links
+            .iter()
+            .filter(|link| link.name == self.bridge || self.owns(link))
+        {
             remove_link(connection, &link.name)?;
         }
         let mut batch = Batch::default();

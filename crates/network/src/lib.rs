@@ -120,7 +120,9 @@ impl Network {
     /// Makes or takes up links, routes, sysctls and the table of an instance, in the network
     /// namespace of the calling thread's process. Repeating it is harmless; what is missing is added.
     pub async fn open(config: Config) -> Result<Network, OpenError> {
-        blocking(move || Inner::open(config)).await.map(|inner| Network(Arc::new(inner)))
+        blocking(move || Inner::open(config))
+            .await
+            .map(|inner| Network(Arc::new(inner)))
     }
 
     /// Puts the sandbox with this network namespace (`/proc/PID/ns/net`) on the network: an address,
@@ -130,8 +132,16 @@ impl Network {
         if !attach::is_name(id) {
             return Err(AttachError::Name(id.to_owned()));
         }
-        let thread = |source| AttachError::Thread { id: id.to_owned(), source };
-        let permit = self.0.attaching.acquire().await.expect("the semaphore is never closed");
+        let thread = |source| AttachError::Thread {
+            id: id.to_owned(),
+            source,
+        };
+        let permit = self
+            .0
+            .attaching
+            .acquire()
+            .await
+            .expect("the semaphore is never closed");
         let (sender, receiver) = oneshot::channel();
         let (inner, namespace, name) = (self.0.clone(), namespace.to_owned(), id.to_owned());
         // It ends inside the sandbox's namespace, so it cannot be a thread of the runtime's.
@@ -182,7 +192,12 @@ impl Network {
         blocking(move || {
             let gone: Vec<_> = {
                 let sandboxes = inner.sandboxes.lock();
-                sandboxes.attached.keys().filter(|id| !keep.contains(*id)).cloned().collect()
+                sandboxes
+                    .attached
+                    .keys()
+                    .filter(|id| !keep.contains(*id))
+                    .cloned()
+                    .collect()
             };
             gone.iter().try_for_each(|id| inner.detach(id))
         })
@@ -196,7 +211,11 @@ impl Network {
         let inner = self.0.clone();
         blocking(move || {
             let (stale, cost) = inner.program.lock().change(changes)?;
-            tracing::debug!(bytes = cost.bytes, elements = cost.elements, "services changed");
+            tracing::debug!(
+                bytes = cost.bytes,
+                elements = cost.elements,
+                "services changed"
+            );
             inner.forget(&stale);
             Ok(())
         })
@@ -209,7 +228,11 @@ impl Network {
         let inner = self.0.clone();
         blocking(move || {
             let (stale, cost) = inner.program.lock().replace(services)?;
-            tracing::debug!(bytes = cost.bytes, elements = cost.elements, "services replaced");
+            tracing::debug!(
+                bytes = cost.bytes,
+                elements = cost.elements,
+                "services replaced"
+            );
             inner.forget(&stale);
             Ok(())
         })
@@ -232,7 +255,13 @@ impl Inner {
         check(&config)?;
         let connect = |protocol| {
             Connection::open(protocol).map_err(|source| {
-                OpenError::kernel("socket", netlink::Refused { step: "open a netlink", source })
+                OpenError::kernel(
+                    "socket",
+                    netlink::Refused {
+                        step: "open a netlink",
+                        source,
+                    },
+                )
             })
         };
         let mut links = connect(libc::NETLINK_ROUTE)?;
@@ -257,13 +286,19 @@ impl Inner {
             veth_prefix: host.veth_prefix.clone(),
         };
         let netfilter = connect(libc::NETLINK_NETFILTER)?;
-        let program = Program::open(netfilter, config.instance.clone(), shape)
-            .map_err(|refused| OpenError::lacking("nf_tables with NAT", "CONFIG_NFT_NAT", refused))?;
+        let program =
+            Program::open(netfilter, config.instance.clone(), shape).map_err(|refused| {
+                OpenError::lacking("nf_tables with NAT", "CONFIG_NFT_NAT", refused)
+            })?;
         let inner = Inner {
             host,
             records,
             links: Mutex::new(links),
-            sandboxes: Mutex::new(Sandboxes { pool, attached, busy: BTreeSet::new() }),
+            sandboxes: Mutex::new(Sandboxes {
+                pool,
+                attached,
+                busy: BTreeSet::new(),
+            }),
             program: Mutex::new(program),
             tracked: Mutex::new(connect(libc::NETLINK_NETFILTER)?),
             attaching: Semaphore::new(ATTACHING_MAX),
@@ -282,9 +317,13 @@ impl Inner {
             subject: error.table,
             source: error.source,
         };
-        program.adopt_sandboxes(attached.iter().map(|attachment| attachment.address)).map_err(rules)?;
+        program
+            .adopt_sandboxes(attached.iter().map(|attachment| attachment.address))
+            .map_err(rules)?;
         for attachment in &attached {
-            program.publish(&attachment.id, published(attachment)).map_err(rules)?;
+            program
+                .publish(&attachment.id, published(attachment))
+                .map_err(rules)?;
         }
         Ok(())
     }
@@ -298,17 +337,26 @@ impl Inner {
             if !sandboxes.busy.insert(id.to_owned()) {
                 return Err(busy(id));
             }
-            let taken = sandboxes.pool.take().map_err(AttachError::from).and_then(|address| {
-                // Under the lock: one writer at a time.
-                self.records.save_last(address)?;
-                Ok(address)
-            });
+            let taken = sandboxes
+                .pool
+                .take()
+                .map_err(AttachError::from)
+                .and_then(|address| {
+                    // Under the lock: one writer at a time.
+                    self.records.save_last(address)?;
+                    Ok(address)
+                });
             taken.inspect_err(|_| {
                 sandboxes.busy.remove(id);
             })?
         };
         let link = self.host.link_name(self.config.pod_subnet, address);
-        let pair = attach::Pair { id, namespace, address, link: &link };
+        let pair = attach::Pair {
+            id,
+            namespace,
+            address,
+            link: &link,
+        };
         let result = self.attach_pair(&pair);
         if result.is_err() {
             self.undo(id, &pair);
@@ -375,13 +423,19 @@ impl Inner {
             let mut program = self.program.lock();
             for port in &attachment.ports {
                 if let Some(holder) = program.publisher(&port.frontend, id) {
-                    return Err(AttachError::PortTaken { frontend: port.frontend, holder });
+                    return Err(AttachError::PortTaken {
+                        frontend: port.frontend,
+                        holder,
+                    });
                 }
             }
             program.publish(id, published(&attachment))?
         };
         self.records.save(&attachment)?;
-        self.sandboxes.lock().attached.insert(id.to_owned(), attachment);
+        self.sandboxes
+            .lock()
+            .attached
+            .insert(id.to_owned(), attachment);
         self.forget(&stale);
         Ok(())
     }
@@ -414,14 +468,14 @@ impl Inner {
         let id = &attachment.id;
         self.program.lock().remove_sandbox(id, attachment.address)?;
         let link = &attachment.host_link;
-        self.host.cut_off(&mut self.links.lock(), link, attachment.address).map_err(|refused| {
-            AttachError::Kernel {
+        self.host
+            .cut_off(&mut self.links.lock(), link, attachment.address)
+            .map_err(|refused| AttachError::Kernel {
                 id: id.clone(),
                 step: refused.step,
                 subject: link.clone(),
                 source: refused.source,
-            }
-        })?;
+            })?;
         Ok(self.records.remove(id)?)
     }
 
@@ -440,11 +494,14 @@ impl Inner {
     }
 
     fn remove_all(&self) -> Result<(), OpenError> {
-        self.program.lock().remove().map_err(|error| OpenError::Kernel {
-            step: error.step,
-            subject: error.table,
-            source: error.source,
-        })?;
+        self.program
+            .lock()
+            .remove()
+            .map_err(|error| OpenError::Kernel {
+                step: error.step,
+                subject: error.table,
+                source: error.source,
+            })?;
         self.host
             .remove(&self.config, &mut self.links.lock())
             .map_err(|refused| OpenError::kernel(&self.host.bridge, refused))?;
@@ -482,7 +539,10 @@ fn repair_links(
 ) -> Result<(), OpenError> {
     for link in found.iter().filter(|link| host.owns(link)) {
         let kernel = |refused| OpenError::kernel(&link.name, refused);
-        match attached.values().find(|attachment| attachment.host_link == link.name) {
+        match attached
+            .values()
+            .find(|attachment| attachment.host_link == link.name)
+        {
             Some(attachment) => host
                 .set_up(connection, link.index, &attachment.id, attachment.address)
                 .map_err(kernel)?,
@@ -497,21 +557,29 @@ fn check(config: &Config) -> Result<(), OpenError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     let name = &config.instance;
     if name.is_empty() || name.len() > 14 || !name.bytes().all(allowed) {
-        return refuse(format!("instance name {name:?} must match [a-z0-9-]{{1,14}}"));
+        return refuse(format!(
+            "instance name {name:?} must match [a-z0-9-]{{1,14}}"
+        ));
     }
     if !config.pod_cidr.contains(config.pod_subnet.address())
         || config.pod_subnet.prefix() < config.pod_cidr.prefix()
     {
         let (subnet, cidr) = (config.pod_subnet, config.pod_cidr);
-        return refuse(format!("pod subnet {subnet} does not lie in the pod CIDR {cidr}"));
+        return refuse(format!(
+            "pod subnet {subnet} does not lie in the pod CIDR {cidr}"
+        ));
     }
     if config.pod_cidr.overlaps(&config.service_cidr) {
         let (pods, services) = (config.pod_cidr, config.service_cidr);
-        return refuse(format!("pod CIDR {pods} and service CIDR {services} overlap"));
+        return refuse(format!(
+            "pod CIDR {pods} and service CIDR {services} overlap"
+        ));
     }
     if !config.pod_subnet.contains(config.node_address) {
         let (node, subnet) = (config.node_address, config.pod_subnet);
-        return refuse(format!("node address {node} does not lie in the pod subnet {subnet}"));
+        return refuse(format!(
+            "node address {node} does not lie in the pod subnet {subnet}"
+        ));
     }
     Ok(())
 }

@@ -64,7 +64,11 @@ impl Refused {
 
     /// The error number, if the kernel gave one.
     pub(crate) fn errno(&self) -> Option<i32> {
-        match self.source.get_ref().and_then(|inner| inner.downcast_ref::<Told>()) {
+        match self
+            .source
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Told>())
+        {
             Some(told) => Some(told.errno),
             None => self.source.raw_os_error(),
         }
@@ -80,7 +84,12 @@ struct Told {
 
 impl std::fmt::Display for Told {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}: {}", io::Error::from_raw_os_error(self.errno), self.text)
+        write!(
+            formatter,
+            "{}: {}",
+            io::Error::from_raw_os_error(self.errno),
+            self.text
+        )
     }
 }
 
@@ -105,7 +114,8 @@ impl Batch {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(flags | REQUEST).to_ne_bytes());
+        self.bytes
+            .extend_from_slice(&(flags | REQUEST).to_ne_bytes());
         let sequence = self.steps.len() as u32;
         self.bytes.extend_from_slice(&sequence.to_ne_bytes());
         self.bytes.extend_from_slice(&[0; 4]);
@@ -127,7 +137,10 @@ impl Batch {
     }
 
     fn step(&self, sequence: u32) -> &'static str {
-        self.steps.get(sequence as usize).copied().unwrap_or("commit")
+        self.steps
+            .get(sequence as usize)
+            .copied()
+            .unwrap_or("commit")
     }
 }
 
@@ -210,7 +223,9 @@ impl<'a> Iterator for Attributes<'a> {
 impl<'a> Attributes<'a> {
     /// The payload of the first attribute of a kind.
     pub(crate) fn find(bytes: &'a [u8], kind: u16) -> Option<&'a [u8]> {
-        Attributes(bytes).find(|(other, _)| *other == kind).map(|(_, payload)| payload)
+        Attributes(bytes)
+            .find(|(other, _)| *other == kind)
+            .map(|(_, payload)| payload)
     }
 
     /// The text of the first attribute of a kind.
@@ -245,7 +260,11 @@ impl Connection {
         // Both only make answers shorter or clearer; kernels before 4.12 do without.
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_ext_ack(true);
-        let mut connection = Connection { socket, send_bytes: 0, buffer: Vec::new() };
+        let mut connection = Connection {
+            socket,
+            send_bytes: 0,
+            buffer: Vec::new(),
+        };
         connection.grow(SEND_BYTES)?;
         Ok(connection)
     }
@@ -262,7 +281,8 @@ impl Connection {
         batch: &Batch,
         mut each: impl FnMut(u16, &[u8]),
     ) -> Result<(), Refused> {
-        self.send(batch).map_err(|source| Refused::io(batch.step(0), source))?;
+        self.send(batch)
+            .map_err(|source| Refused::io(batch.step(0), source))?;
         let mut first: Option<(u32, io::Error)> = None;
         let mut heard = false;
         loop {
@@ -279,7 +299,10 @@ impl Connection {
                     continue;
                 }
                 if let Some(error) = message.error() {
-                    if first.as_ref().is_none_or(|(sequence, _)| message.sequence < *sequence) {
+                    if first
+                        .as_ref()
+                        .is_none_or(|(sequence, _)| message.sequence < *sequence)
+                    {
                         first = Some((message.sequence, error));
                     }
                 }
@@ -305,9 +328,12 @@ impl Connection {
     ) -> Result<(), Refused> {
         let mut batch = Batch::default();
         batch.message(step, kind, DUMP, body);
-        self.send(&batch).map_err(|source| Refused::io(step, source))?;
+        self.send(&batch)
+            .map_err(|source| Refused::io(step, source))?;
         loop {
-            let range = self.receive(0).map_err(|source| Refused::io(step, source))?;
+            let range = self
+                .receive(0)
+                .map_err(|source| Refused::io(step, source))?;
             for message in Received(&self.buffer[range]) {
                 match message.kind {
                     KIND_DONE => return Ok(()),

@@ -134,19 +134,26 @@ fn header(payload: &mut Payload<'_>, family: u8, resource: u16) {
 impl Rules {
     /// An empty batch. It makes the table if it is absent.
     pub(crate) fn new(table: &str) -> Rules {
-        let mut rules = Rules { batch: Batch::default(), table: table.to_owned(), sets: 0 };
-        rules.batch.message("begin", libc::NFNL_MSG_BATCH_BEGIN as u16, 0, |message| {
-            header(message, 0, SUBSYSTEM);
-        });
+        let mut rules = Rules {
+            batch: Batch::default(),
+            table: table.to_owned(),
+            sets: 0,
+        };
+        rules
+            .batch
+            .message("begin", libc::NFNL_MSG_BATCH_BEGIN as u16, 0, |message| {
+                header(message, 0, SUBSYSTEM);
+            });
         rules.add_table();
         rules
     }
 
     /// The batch, ready to be sent.
     pub(crate) fn finish(mut self) -> Batch {
-        self.batch.message("commit", libc::NFNL_MSG_BATCH_END as u16, 0, |message| {
-            header(message, 0, SUBSYSTEM);
-        });
+        self.batch
+            .message("commit", libc::NFNL_MSG_BATCH_END as u16, 0, |message| {
+                header(message, 0, SUBSYSTEM);
+            });
         self.batch
     }
 
@@ -168,7 +175,12 @@ impl Rules {
 
     /// Makes the table if it is absent.
     pub(crate) fn add_table(&mut self) {
-        self.message("make the table", libc::NFT_MSG_NEWTABLE, CREATE | ACK, |_| {});
+        self.message(
+            "make the table",
+            libc::NFT_MSG_NEWTABLE,
+            CREATE | ACK,
+            |_| {},
+        );
     }
 
     /// Removes the table with all that is in it.
@@ -192,12 +204,16 @@ impl Rules {
 
     /// Removes all rules of a chain.
     pub(crate) fn flush_chain(&mut self, name: &str) {
-        self.message("empty a chain", libc::NFT_MSG_DELRULE, 0, |message| message.text(2, name));
+        self.message("empty a chain", libc::NFT_MSG_DELRULE, 0, |message| {
+            message.text(2, name)
+        });
     }
 
     /// Removes a chain that nothing leads to.
     pub(crate) fn delete_chain(&mut self, name: &str) {
-        self.message("remove a chain", libc::NFT_MSG_DELCHAIN, 0, |message| message.text(3, name));
+        self.message("remove a chain", libc::NFT_MSG_DELCHAIN, 0, |message| {
+            message.text(3, name)
+        });
     }
 
     /// Makes a set or map.
@@ -208,7 +224,11 @@ impl Rules {
         let id = self.sets;
         self.message("make a set", libc::NFT_MSG_NEWSET, CREATE, |message| {
             message.text(2, set.name);
-            let mut flags = if matches!(set.leads, Leads::Nowhere) { 0 } else { MAP };
+            let mut flags = if matches!(set.leads, Leads::Nowhere) {
+                0
+            } else {
+                MAP
+            };
             if set.dynamic.is_some() {
                 flags |= DYNAMIC;
             }
@@ -235,12 +255,24 @@ impl Rules {
 
     /// Adds elements to a set or map.
     pub(crate) fn add_elements(&mut self, set: &str, elements: &[Element]) {
-        self.elements("add elements", libc::NFT_MSG_NEWSETELEM, CREATE, set, elements);
+        self.elements(
+            "add elements",
+            libc::NFT_MSG_NEWSETELEM,
+            CREATE,
+            set,
+            elements,
+        );
     }
 
     /// Removes elements, which must be there, from a set or map.
     pub(crate) fn delete_elements(&mut self, set: &str, elements: &[Element]) {
-        self.elements("remove elements", libc::NFT_MSG_DELSETELEM, 0, set, elements);
+        self.elements(
+            "remove elements",
+            libc::NFT_MSG_DELSETELEM,
+            0,
+            set,
+            elements,
+        );
     }
 
     fn elements(
@@ -271,10 +303,15 @@ impl Rules {
 
     /// Adds a rule at the end of a chain.
     pub(crate) fn add_rule(&mut self, chain: &str, body: impl FnOnce(&mut Rule<'_, '_>)) {
-        self.message("add a rule", libc::NFT_MSG_NEWRULE, CREATE | APPEND, |message| {
-            message.text(2, chain);
-            message.nested(4, |expressions| body(&mut Rule(expressions)));
-        });
+        self.message(
+            "add a rule",
+            libc::NFT_MSG_NEWRULE,
+            CREATE | APPEND,
+            |message| {
+                message.text(2, chain);
+                message.nested(4, |expressions| body(&mut Rule(expressions)));
+            },
+        );
     }
 }
 
@@ -460,7 +497,11 @@ impl Rule<'_, '_> {
     }
 
     fn compare(&mut self, register: Register, equal: bool, bytes: &[u8]) -> &mut Self {
-        let operator = if equal { libc::NFT_CMP_EQ } else { libc::NFT_CMP_NEQ };
+        let operator = if equal {
+            libc::NFT_CMP_EQ
+        } else {
+            libc::NFT_CMP_NEQ
+        };
         self.expression("cmp", |data| {
             data.network(1, register.number());
             data.network(2, operator as u32);
@@ -469,7 +510,12 @@ impl Rule<'_, '_> {
     }
 
     /// The address in the register lies in the subnet, or does not.
-    pub(crate) fn within(&mut self, register: Register, subnet: crate::Subnet, yes: bool) -> &mut Self {
+    pub(crate) fn within(
+        &mut self,
+        register: Register,
+        subnet: crate::Subnet,
+        yes: bool,
+    ) -> &mut Self {
         self.mask(register, &subnet.mask().octets()).compare(
             register,
             yes,

@@ -18,7 +18,9 @@ pub(crate) struct Pool {
 
 /// Every address is taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no free address in {subnet}: all {used} are in use; remove sandboxes, or start with a larger pod subnet")]
+#[error(
+    "no free address in {subnet}: all {used} are in use; remove sandboxes, or start with a larger pod subnet"
+)]
 pub struct Exhausted {
     /// The subnet.
     pub subnet: Subnet,
@@ -29,8 +31,14 @@ pub struct Exhausted {
 impl Pool {
     /// A pool that never gives `reserved`, and goes on after `last`.
     pub(crate) fn new(subnet: Subnet, reserved: Ipv4Addr, last: Option<Ipv4Addr>) -> Pool {
-        let last = last.filter(|last| subnet.contains(*last)).unwrap_or(subnet.address());
-        Pool { subnet, used: BTreeSet::from([subnet.address(), subnet.last(), reserved]), last }
+        let last = last
+            .filter(|last| subnet.contains(*last))
+            .unwrap_or(subnet.address());
+        Pool {
+            subnet,
+            used: BTreeSet::from([subnet.address(), subnet.last(), reserved]),
+            last,
+        }
     }
 
     /// Marks an address as taken; false if it was, or is not of this subnet.
@@ -45,13 +53,19 @@ impl Pool {
         // Ends at the first gap behind `last`; looks at every address only when all are taken.
         for step in 1..=size {
             let distance = (u64::from(start) + step) % size;
-            let address = self.subnet.nth(distance as u32).expect("the distance is below the size");
+            let address = self
+                .subnet
+                .nth(distance as u32)
+                .expect("the distance is below the size");
             if self.used.insert(address) {
                 self.last = address;
                 return Ok(address);
             }
         }
-        Err(Exhausted { subnet: self.subnet, used: self.used.len() })
+        Err(Exhausted {
+            subnet: self.subnet,
+            used: self.used.len(),
+        })
     }
 
     /// Takes an address back.
@@ -71,7 +85,9 @@ mod tests {
     #[test]
     fn goes_round_and_skips_what_is_never_given() {
         let mut pool = pool("10.0.0.0/29", [10, 0, 0, 1]);
-        let taken: Vec<_> = std::iter::from_fn(|| pool.take().ok()).map(|a| a.octets()[3]).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| pool.take().ok())
+            .map(|a| a.octets()[3])
+            .collect();
         assert_eq!(taken, [2, 3, 4, 5, 6]);
         let exhausted = pool.take().expect_err("all are taken");
         assert!(exhausted.to_string().contains("10.0.0.0/29"), "{exhausted}");
@@ -79,7 +95,11 @@ mod tests {
         pool.release([10, 0, 0, 5].into());
         assert_eq!(pool.take(), Ok([10, 0, 0, 3].into()));
         pool.release([10, 0, 0, 3].into());
-        assert_eq!(pool.take(), Ok([10, 0, 0, 5].into()), "3 was given back last and rests");
+        assert_eq!(
+            pool.take(),
+            Ok([10, 0, 0, 5].into()),
+            "3 was given back last and rests"
+        );
     }
 
     #[test]

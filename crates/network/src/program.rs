@@ -80,7 +80,11 @@ impl Difference {
     }
 
     fn elements(&self) -> usize {
-        self.gone.values().chain(self.new.values()).map(Vec::len).sum()
+        self.gone
+            .values()
+            .chain(self.new.values())
+            .map(Vec::len)
+            .sum()
     }
 }
 
@@ -132,13 +136,23 @@ impl Program {
             };
             self.classes.extend(class_of(&port.frontend, &entry));
             self.programmed.insert(port.frontend, entry);
-            self.owned.entry(Owner::Adopted).or_default().push(port.frontend);
-            self.claims.entry(port.frontend).or_default().insert(Owner::Adopted, port);
+            self.owned
+                .entry(Owner::Adopted)
+                .or_default()
+                .push(port.frontend);
+            self.claims
+                .entry(port.frontend)
+                .or_default()
+                .insert(Owner::Adopted, port);
         }
     }
 
     fn error(&self, refused: Refused) -> RulesError {
-        RulesError { table: self.table.clone(), step: refused.step, source: refused.source }
+        RulesError {
+            table: self.table.clone(),
+            step: refused.step,
+            source: refused.source,
+        }
     }
 
     /// Makes known which sandboxes are attached, all at once; for opening.
@@ -148,13 +162,25 @@ impl Program {
     ) -> Result<(), RulesError> {
         let found = nft::elements(&mut self.connection, &self.table, table::HAIRPIN)
             .map_err(|refused| self.error(refused))?;
-        let there: Vec<_> =
-            found.into_iter().map(|(key, _)| Element { key, datum: Datum::None }).collect();
+        let there: Vec<_> = found
+            .into_iter()
+            .map(|(key, _)| Element {
+                key,
+                datum: Datum::None,
+            })
+            .collect();
         self.hairpins = addresses.into_iter().collect();
-        let wanted: Vec<_> = self.hairpins.iter().copied().map(table::hairpin_element).collect();
+        let wanted: Vec<_> = self
+            .hairpins
+            .iter()
+            .copied()
+            .map(table::hairpin_element)
+            .collect();
         let mut difference = Difference::default();
         difference.between(table::HAIRPIN, there, wanted);
-        self.send(&difference).map(drop).map_err(|refused| self.error(refused))
+        self.send(&difference)
+            .map(drop)
+            .map_err(|refused| self.error(refused))
     }
 
     /// A sandbox has come.
@@ -187,7 +213,9 @@ impl Program {
                     step = refused.step,
                     "packet rules are not what they were; building them anew"
                 );
-                self.rebuild().map(drop).map_err(|refused| self.error(refused))
+                self.rebuild()
+                    .map(drop)
+                    .map_err(|refused| self.error(refused))
             }
             Err(refused) => Err(self.error(refused)),
         }
@@ -209,7 +237,10 @@ impl Program {
 
     /// Who has published a frontend, other than this sandbox.
     pub(crate) fn publisher(&self, frontend: &Frontend, besides: &str) -> Option<String> {
-        let everywhere = Frontend { address: None, ..*frontend };
+        let everywhere = Frontend {
+            address: None,
+            ..*frontend
+        };
         let taken = |owner: &Owner| match owner {
             Owner::Sandbox(id) if id != besides => Some(id.clone()),
             _ => None,
@@ -220,7 +251,8 @@ impl Program {
                 .find_map(|frontend| self.claims.get(frontend)?.keys().find_map(taken));
         }
         // Every address: whoever has the port on any of them.
-        let same = |other: &&Frontend| (other.protocol, other.port) == (frontend.protocol, frontend.port);
+        let same =
+            |other: &&Frontend| (other.protocol, other.port) == (frontend.protocol, frontend.port);
         self.owned.iter().find_map(|(owner, frontends)| {
             frontends.iter().find(same)?;
             taken(owner)
@@ -268,7 +300,9 @@ impl Program {
         let mut rules = Rules::new(&self.table);
         rules.delete_table();
         let batch = rules.finish();
-        self.connection.execute(&batch).map_err(|refused| self.error(refused))
+        self.connection
+            .execute(&batch)
+            .map_err(|refused| self.error(refused))
     }
 
     /// Notes what an owner wants; returns the frontends for which that may make a difference.
@@ -290,7 +324,10 @@ impl Program {
         for port in ports {
             touched.insert(port.frontend);
             frontends.push(port.frontend);
-            self.claims.entry(port.frontend).or_default().insert(owner.clone(), port);
+            self.claims
+                .entry(port.frontend)
+                .or_default()
+                .insert(owner.clone(), port);
         }
         self.owned.insert(owner, frontends);
         touched
@@ -299,10 +336,17 @@ impl Program {
     /// What a frontend shall be: the claim of its first owner.
     fn wanted(&self, frontend: &Frontend) -> Option<Programmed> {
         let (owner, port) = self.claims.get(frontend)?.iter().next()?;
-        let old = self.programmed.get(frontend).map_or(&[][..], |old| &old.backends);
+        let old = self
+            .programmed
+            .get(frontend)
+            .map_or(&[][..], |old| &old.backends);
         let backends = arrange(old, &port.backends);
         if port.backends.len() > Class::COUNT_MAX {
-            tracing::warn!(?owner, used = Class::COUNT_MAX, "too many backends; the others are not used");
+            tracing::warn!(
+                ?owner,
+                used = Class::COUNT_MAX,
+                "too many backends; the others are not used"
+            );
         }
         Some(Programmed {
             backends,
@@ -313,10 +357,7 @@ impl Program {
     }
 
     /// Brings the kernel up to date for these frontends, by one batch.
-    fn update(
-        &mut self,
-        touched: HashSet<Frontend>,
-    ) -> Result<(Vec<Stale>, Cost), RulesError> {
+    fn update(&mut self, touched: HashSet<Frontend>) -> Result<(Vec<Stale>, Cost), RulesError> {
         let mut difference = Difference::default();
         let mut stale = Vec::new();
         let mut next = Vec::new();
@@ -402,15 +443,26 @@ impl Program {
             .iter()
             .filter_map(|(frontend, entry)| class_of(frontend, entry))
             .collect();
-        let idle: Vec<_> = self.classes.iter().copied().filter(|class| !used.contains(class)).collect();
-        if idle.len() > CLASSES_IDLE_MAX { idle } else { Vec::new() }
+        let idle: Vec<_> = self
+            .classes
+            .iter()
+            .copied()
+            .filter(|class| !used.contains(class))
+            .collect();
+        if idle.len() > CLASSES_IDLE_MAX {
+            idle
+        } else {
+            Vec::new()
+        }
     }
 
     /// Replaces the whole table by one batch.
     fn rebuild(&mut self) -> Result<Cost, Refused> {
         let frontends: Vec<Frontend> = self.claims.keys().copied().collect();
-        let next: Vec<_> =
-            frontends.into_iter().map(|frontend| (frontend, self.wanted(&frontend))).collect();
+        let next: Vec<_> = frontends
+            .into_iter()
+            .map(|frontend| (frontend, self.wanted(&frontend)))
+            .collect();
         let mut difference = Difference::default();
         for (frontend, new) in &next {
             self.compare(frontend, None, new.as_ref(), &mut difference);
@@ -419,7 +471,12 @@ impl Program {
         rules.delete_table();
         rules.add_table();
         table::build(&mut rules, &self.table, &self.shape);
-        let hairpins: Vec<_> = self.hairpins.iter().copied().map(table::hairpin_element).collect();
+        let hairpins: Vec<_> = self
+            .hairpins
+            .iter()
+            .copied()
+            .map(table::hairpin_element)
+            .collect();
         rules.add_elements(table::HAIRPIN, &hairpins);
         for class in &difference.classes {
             table::add_class(&mut rules, *class);
@@ -433,7 +490,10 @@ impl Program {
         let elements = difference.elements();
         self.note(next);
         self.classes = difference.classes;
-        Ok(Cost { bytes: batch.len(), elements })
+        Ok(Cost {
+            bytes: batch.len(),
+            elements,
+        })
     }
 
     /// Adds what must change for one frontend.
@@ -450,16 +510,28 @@ impl Program {
             rewrite_source: false,
             unserved: Unserved::Refuse,
         };
-        let in_range = frontend.address.is_some_and(|address| self.shape.service_cidr.contains(address));
-        let one = |yes: bool| if yes { vec![table::frontend_element(frontend)] } else { Vec::new() };
+        let in_range = frontend
+            .address
+            .is_some_and(|address| self.shape.service_cidr.contains(address));
+        let one = |yes: bool| {
+            if yes {
+                vec![table::frontend_element(frontend)]
+            } else {
+                Vec::new()
+            }
+        };
         let elements = |set: &'static str, entry: Option<&Programmed>| -> Vec<Element> {
-            let Some(entry) = entry else { return Vec::new() };
+            let Some(entry) = entry else {
+                return Vec::new();
+            };
             let served = !entry.backends.is_empty();
             match set {
-                table::SERVICES => {
-                    let class = class_of(frontend, entry);
-                    class.map(|class| table::service_element(frontend, class)).into_iter().collect()
-                }
+                table::SERVICES | table::NODE_PORTS => class_of(frontend, entry)
+                    .map(|class| table::service_element(frontend, class))
+                    .filter(|(its, _)| *its == set)
+                    .map(|(_, element)| element)
+                    .into_iter()
+                    .collect(),
                 table::STICKY_BACKENDS if entry.affinity.is_some() => entry
                     .backends
                     .iter()
@@ -468,7 +540,7 @@ impl Program {
                 // The service range is refused as a whole.
                 table::REFUSED => one(!served && !in_range && entry.unserved == Unserved::Refuse),
                 table::DROPPED => one(!served && entry.unserved == Unserved::Drop),
-                table::MASQUERADE => one(served && entry.rewrite_source),
+                table::HIDE_SOURCE => one(served && entry.rewrite_source),
                 table::KEEP_SOURCE => {
                     one(served && !entry.rewrite_source && !in_range && frontend.address.is_some())
                 }
@@ -477,10 +549,11 @@ impl Program {
         };
         for set in [
             table::SERVICES,
+            table::NODE_PORTS,
             table::STICKY_BACKENDS,
             table::REFUSED,
             table::DROPPED,
-            table::MASQUERADE,
+            table::HIDE_SOURCE,
             table::KEEP_SOURCE,
         ] {
             difference.between(set, elements(set, old), elements(set, new));
@@ -494,8 +567,16 @@ impl Program {
                 continue;
             }
             let element = |backend| table::endpoint_element(frontend, slot, backend);
-            difference.gone.entry(table::ENDPOINTS).or_default().extend(was.map(element));
-            difference.new.entry(table::ENDPOINTS).or_default().extend(is.map(element));
+            difference
+                .gone
+                .entry(table::ENDPOINTS)
+                .or_default()
+                .extend(was.map(element));
+            difference
+                .new
+                .entry(table::ENDPOINTS)
+                .or_default()
+                .extend(is.map(element));
         }
         difference.classes.extend(class_of(frontend, new));
     }
@@ -518,7 +599,11 @@ fn stale_backends(
     let new = new.map_or(&[][..], |new| &new.backends);
     let old = old.map_or(&[][..], |old| &old.backends);
     let gone = old.iter().filter(|backend| !new.contains(backend));
-    gone.map(|backend| Stale { frontend: *frontend, backend: *backend }).collect()
+    gone.map(|backend| Stale {
+        frontend: *frontend,
+        backend: *backend,
+    })
+    .collect()
 }
 
 /// The new backends in places that differ least from the old ones: who stays keeps its place, who
@@ -526,10 +611,19 @@ fn stale_backends(
 fn arrange(old: &[SocketAddrV4], new: &[SocketAddrV4]) -> Vec<SocketAddrV4> {
     let wanted: BTreeSet<SocketAddrV4> = new.iter().copied().take(Class::COUNT_MAX).collect();
     let known: HashSet<SocketAddrV4> = old.iter().copied().collect();
-    let mut coming = wanted.iter().copied().filter(|backend| !known.contains(backend));
+    let mut coming = wanted
+        .iter()
+        .copied()
+        .filter(|backend| !known.contains(backend));
     let mut places: Vec<Option<SocketAddrV4>> = old
         .iter()
-        .map(|backend| if wanted.contains(backend) { Some(*backend) } else { coming.next() })
+        .map(|backend| {
+            if wanted.contains(backend) {
+                Some(*backend)
+            } else {
+                coming.next()
+            }
+        })
         .collect();
     places.extend(coming.map(Some));
     let mut slot = 0;
@@ -552,7 +646,11 @@ mod tests {
         let address = |number: u8| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, number), 80);
         let check = |old: &[u8], new: &[u8], expected: &[u8]| {
             let list = |numbers: &[u8]| numbers.iter().copied().map(address).collect::<Vec<_>>();
-            assert_eq!(arrange(&list(old), &list(new)), list(expected), "{old:?} → {new:?}");
+            assert_eq!(
+                arrange(&list(old), &list(new)),
+                list(expected),
+                "{old:?} → {new:?}"
+            );
         };
         check(&[], &[2, 1, 2], &[1, 2]);
         check(&[1, 2, 3], &[3, 2, 1], &[1, 2, 3]);

@@ -31,18 +31,29 @@ impl Records {
             path: directory.to_owned(),
             source,
         })?;
-        Ok(Records { directory: directory.to_owned() })
+        Ok(Records {
+            directory: directory.to_owned(),
+        })
     }
 
     /// All attachments on record. One that cannot be understood is put aside with a warning: its link
     /// is then nobody's and is removed.
     pub(crate) fn load(&self) -> Result<Vec<Attachment>, RecordError> {
-        let list = |source| RecordError { step: "list", path: self.directory.clone(), source };
+        let list = |source| RecordError {
+            step: "list",
+            path: self.directory.clone(),
+            source,
+        };
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.directory).map_err(list)? {
             let path = entry.map_err(list)?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let Some(id) = name.strip_suffix(SUFFIX) else { continue };
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let Some(id) = name.strip_suffix(SUFFIX) else {
+                continue;
+            };
             let bytes = std::fs::read(&path).map_err(|source| RecordError {
                 step: "read",
                 path: path.clone(),
@@ -51,7 +62,8 @@ impl Records {
             match serde_json::from_slice::<Attachment>(&bytes) {
                 Ok(attachment) if attachment.id == id => found.push(attachment),
                 other => {
-                    let reason = other.map_or_else(|e| e.to_string(), |_| "names another".to_owned());
+                    let reason =
+                        other.map_or_else(|e| e.to_string(), |_| "names another".to_owned());
                     tracing::warn!(path = %path.display(), reason, "dropping a network record");
                     self.delete(&path)?;
                 }
@@ -62,7 +74,11 @@ impl Records {
 
     /// The address given last, if known.
     pub(crate) fn last(&self) -> Option<Ipv4Addr> {
-        std::fs::read_to_string(self.directory.join(LAST)).ok()?.trim().parse().ok()
+        std::fs::read_to_string(self.directory.join(LAST))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 
     /// Writes the record of one attachment.
@@ -84,9 +100,11 @@ impl Records {
     /// Removes the directory with all records.
     pub(crate) fn remove_all(&self) -> Result<(), RecordError> {
         match std::fs::remove_dir_all(&self.directory) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(RecordError { step: "remove", path: self.directory.clone(), source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError {
+                step: "remove",
+                path: self.directory.clone(),
+                source,
+            }),
             _ => Ok(()),
         }
     }
@@ -97,14 +115,20 @@ impl Records {
         let partial = self.directory.join(format!("{name}.partial"));
         std::fs::write(&partial, bytes)
             .and_then(|()| std::fs::rename(&partial, &path))
-            .map_err(|source| RecordError { step: "write", path, source })
+            .map_err(|source| RecordError {
+                step: "write",
+                path,
+                source,
+            })
     }
 
     fn delete(&self, path: &Path) -> Result<(), RecordError> {
         match std::fs::remove_file(path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(RecordError { step: "remove", path: path.to_owned(), source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError {
+                step: "remove",
+                path: path.to_owned(),
+                source,
+            }),
             _ => Ok(()),
         }
     }

@@ -80,7 +80,9 @@ pub(crate) fn add_bridge(batch: &mut Batch, name: &str, mac: Mac) {
         link_header(message, 0, false);
         message.text(libc::IFLA_IFNAME, name);
         message.attribute(libc::IFLA_ADDRESS, &mac);
-        message.nested(libc::IFLA_LINKINFO, |info| info.text(libc::IFLA_INFO_KIND, "bridge"));
+        message.nested(libc::IFLA_LINKINFO, |info| {
+            info.text(libc::IFLA_INFO_KIND, "bridge")
+        });
     });
 }
 
@@ -99,24 +101,29 @@ pub(crate) fn add_pair(
     mtu: u32,
 ) {
     let flags = ACK | CREATE | EXCLUSIVE;
-    batch.message("create the veth pair", libc::RTM_NEWLINK, flags, |message| {
-        link_header(message, 0, false);
-        message.text(libc::IFLA_IFNAME, here.name);
-        message.attribute(libc::IFLA_ADDRESS, &here.mac);
-        message.native(libc::IFLA_MTU, mtu);
-        message.nested(libc::IFLA_LINKINFO, |info| {
-            info.text(libc::IFLA_INFO_KIND, "veth");
-            info.nested(libc::IFLA_INFO_DATA, |data| {
-                data.nested(INFO_PEER, |peer| {
-                    link_header(peer, 0, false);
-                    peer.text(libc::IFLA_IFNAME, there.name);
-                    peer.attribute(libc::IFLA_ADDRESS, &there.mac);
-                    peer.native(libc::IFLA_MTU, mtu);
-                    peer.native(libc::IFLA_NET_NS_FD, namespace.as_raw_fd() as u32);
+    batch.message(
+        "create the veth pair",
+        libc::RTM_NEWLINK,
+        flags,
+        |message| {
+            link_header(message, 0, false);
+            message.text(libc::IFLA_IFNAME, here.name);
+            message.attribute(libc::IFLA_ADDRESS, &here.mac);
+            message.native(libc::IFLA_MTU, mtu);
+            message.nested(libc::IFLA_LINKINFO, |info| {
+                info.text(libc::IFLA_INFO_KIND, "veth");
+                info.nested(libc::IFLA_INFO_DATA, |data| {
+                    data.nested(INFO_PEER, |peer| {
+                        link_header(peer, 0, false);
+                        peer.text(libc::IFLA_IFNAME, there.name);
+                        peer.attribute(libc::IFLA_ADDRESS, &there.mac);
+                        peer.native(libc::IFLA_MTU, mtu);
+                        peer.native(libc::IFLA_NET_NS_FD, namespace.as_raw_fd() as u32);
+                    });
                 });
             });
-        });
-    });
+        },
+    );
 }
 
 /// Changes a link and sets it up.
@@ -183,7 +190,10 @@ pub(crate) fn add_neighbour(batch: &mut Batch, index: u32, address: Ipv4Addr, ma
 /// Where packets for a subnet go.
 pub(crate) enum Way {
     /// Its addresses are neighbours on the link; packets of this machine carry `source`.
-    Link { index: u32, source: Option<Ipv4Addr> },
+    Link {
+        index: u32,
+        source: Option<Ipv4Addr>,
+    },
     /// Through a router on the link, which need not lie in a subnet of the link's.
     Router { index: u32, router: Ipv4Addr },
     /// Nowhere: senders are told so at once. The metric tells whose route it is.
@@ -205,8 +215,21 @@ fn route_message(
     batch.message(step, kind, flags, |message| {
         let (family, table) = (libc::AF_INET as u8, libc::RT_TABLE_MAIN);
         let protocol = libc::RTPROT_BOOT;
-        message.raw(&[family, to.prefix(), 0, 0, table, protocol, scope, route_kind]);
-        let onlink = if matches!(way, Way::Router { .. }) { NEXT_HOP_ONLINK } else { 0 };
+        message.raw(&[
+            family,
+            to.prefix(),
+            0,
+            0,
+            table,
+            protocol,
+            scope,
+            route_kind,
+        ]);
+        let onlink = if matches!(way, Way::Router { .. }) {
+            NEXT_HOP_ONLINK
+        } else {
+            0
+        };
         message.raw(&onlink.to_ne_bytes());
         message.attribute(libc::RTA_DST, &to.address().octets());
         match way {
@@ -233,7 +256,13 @@ pub(crate) fn add_route(batch: &mut Batch, to: Subnet, way: &Way) {
 
 /// Removes a route.
 pub(crate) fn remove_route(batch: &mut Batch, to: Subnet, way: &Way) {
-    route_message(batch, "remove the route", (libc::RTM_DELROUTE, ACK), to, way);
+    route_message(
+        batch,
+        "remove the route",
+        (libc::RTM_DELROUTE, ACK),
+        to,
+        way,
+    );
 }
 
 /// All links of the connection's namespace.
@@ -319,5 +348,9 @@ fn read_route(payload: &[u8]) -> Option<Route> {
     };
     let link = Attributes::find(attributes, libc::RTA_OIF).and_then(|index| number32(index, 0));
     let metric = Attributes::find(attributes, METRIC).and_then(|metric| number32(metric, 0));
-    Some(Route { to: Subnet::containing(address, prefix), link, metric: metric.unwrap_or(0) })
+    Some(Route {
+        to: Subnet::containing(address, prefix),
+        link,
+        metric: metric.unwrap_or(0),
+    })
 }

@@ -101,7 +101,10 @@ impl FromStr for Subnet {
         };
         let subnet = Subnet::containing(address, prefix);
         if subnet.address != address {
-            return Err(SubnetError::HostBits { given: text.to_owned(), meant: subnet });
+            return Err(SubnetError::HostBits {
+                given: text.to_owned(),
+                meant: subnet,
+            });
         }
         Ok(subnet)
     }
@@ -121,8 +124,14 @@ mod tests {
     fn reads_networks_and_says_what_is_wrong_with_others() {
         let check = |text: &str, expected: Result<&str, &str>| {
             let found = text.parse::<Subnet>();
-            let found = found.map(|subnet| subnet.to_string()).map_err(|error| error.to_string());
-            assert_eq!(found, expected.map(str::to_owned).map_err(str::to_owned), "{text}");
+            let found = found
+                .map(|subnet| subnet.to_string())
+                .map_err(|error| error.to_string());
+            assert_eq!(
+                found,
+                expected.map(str::to_owned).map_err(str::to_owned),
+                "{text}"
+            );
         };
         check("10.244.0.0/16", Ok("10.244.0.0/16"));
         check("0.0.0.0/0", Ok("0.0.0.0/0"));

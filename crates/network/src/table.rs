@@ -7,10 +7,10 @@
 //! ```text
 //! prerouting, output (nat)
 //!   └ services   daddr . protocol . port                   vmap @services → pick-N
-//!                0.0.0.0 . protocol . port (local daddr)   vmap @services → pick-local-N
+//!                protocol . port (local daddr)           vmap @node-ports → pick-local-N
 //!       pick-N   frontend . random mod N      @endpoints → address . port → dnat
 //! postrouting (nat)
-//!                saddr . daddr @hairpin, from 127/8, original frontend @masquerade,
+//!                saddr . daddr @hairpin, from 127/8, original frontend @hide-source,
 //!                from pods to elsewhere       → rewrite source
 //! input, forward, output (filter)
 //!   └ unserved   frontend @dropped, @refused, or anything left in the service range → drop, refuse
@@ -30,12 +30,13 @@ use crate::nft::{self, Datum, Element, Hook, Leads, Register, Rules, Set, Type, 
 use crate::{Frontend, Protocol, ServicePort, Subnet, Unserved};
 
 pub(crate) const SERVICES: &str = "services";
+pub(crate) const NODE_PORTS: &str = "node-ports";
 pub(crate) const ENDPOINTS: &str = "endpoints";
 pub(crate) const STICKY: &str = "sticky";
 pub(crate) const STICKY_BACKENDS: &str = "sticky-backends";
 pub(crate) const REFUSED: &str = "refused";
 pub(crate) const DROPPED: &str = "dropped";
-pub(crate) const MASQUERADE: &str = "masquerade";
+pub(crate) const HIDE_SOURCE: &str = "hide-source";
 pub(crate) const KEEP_SOURCE: &str = "keep-source";
 pub(crate) const HAIRPIN: &str = "hairpin";
 
@@ -45,16 +46,27 @@ const STICKY_LIMIT: u32 = 65_536;
 const FRONTEND: [Type; 3] = [Type::Address, Type::Protocol, Type::Port];
 const BACKEND: [Type; 2] = [Type::Address, Type::Port];
 
-const SETS: [Set; 9] = {
+const SETS: [Set; 10] = {
     const fn set(name: &'static str, key: &'static [Type], leads: Leads) -> Set {
-        Set { name, key, leads, dynamic: None }
+        Set {
+            name,
+            key,
+            leads,
+            dynamic: None,
+        }
     }
     const SLOT: [Type; 4] = [Type::Address, Type::Protocol, Type::Port, Type::Mark];
     const CLIENT: [Type; 4] = [Type::Address, Type::Address, Type::Protocol, Type::Port];
-    const PINNED: [Type; 5] =
-        [Type::Address, Type::Protocol, Type::Port, Type::Address, Type::Port];
+    const PINNED: [Type; 5] = [
+        Type::Address,
+        Type::Protocol,
+        Type::Port,
+        Type::Address,
+        Type::Port,
+    ];
     [
         set(SERVICES, &FRONTEND, Leads::Verdict),
+        set(NODE_PORTS, &[Type::Protocol, Type::Port], Leads::Verdict),
         set(ENDPOINTS, &SLOT, Leads::Data(&BACKEND)),
         Set {
             name: STICKY,
@@ -65,7 +77,7 @@ const SETS: [Set; 9] = {
         set(STICKY_BACKENDS, &PINNED, Leads::Nowhere),
         set(REFUSED, &FRONTEND, Leads::Nowhere),
         set(DROPPED, &FRONTEND, Leads::Nowhere),
-        set(MASQUERADE, &FRONTEND, Leads::Nowhere),
+        set(HIDE_SOURCE, &FRONTEND, Leads::Nowhere),
         set(KEEP_SOURCE, &FRONTEND, Leads::Nowhere),
         set(HAIRPIN, &[Type::Address, Type::Address], Leads::Nowhere),
     ]
@@ -124,7 +136,14 @@ pub(crate) fn version_chain(table: &str, shape: &Shape) -> String {
     let mut rules = Rules::new(table);
     write_fixed(&mut rules, shape);
     for (local, seconds) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
-        add_class(&mut rules, Class { local, count: 2, seconds });
+        add_class(
+            &mut rules,
+            Class {
+                local,
+                count: 2,
+                seconds,
+            },
+        );
     }
     let mut hasher = std::hash::DefaultHasher::new();
     rules.finish().bytes().hash(&mut hasher);
@@ -141,7 +160,13 @@ pub(crate) fn build(rules: &mut Rules, table: &str, shape: &Shape) {
 pub(crate) fn read(connection: &mut Connection, table: &str) -> Result<Vec<ServicePort>, Refused> {
     let mut found: BTreeMap<Frontend, ServicePort> = BTreeMap::new();
     let mut places: BTreeMap<(Frontend, u32), SocketAddrV4> = BTreeMap::new();
-    for (key, data) in nft::elements(connection, table, SERVICES)? {
+    let services = nft::elements(connection, table, SERVICES)?;
+    let node_ports = nft::elements(connection, table, NODE_PORTS)?;
+    let any_address = |(key, data)| ([vec![0; 4], key].concat(), data);
+    for (key, data) in services
+        .into_iter()
+        .chain(node_ports.into_iter().map(any_address))
+    {
         let Some(port) = read_frontend(&key).map(|frontend| port_at(&mut found, frontend)) else {
             continue;
         };
@@ -159,7 +184,10 @@ pub(crate) fn read(connection: &mut Connection, table: &str) -> Result<Vec<Servi
         port_at(&mut found, frontend).backends.push(backend);
     }
     for (set, note) in [
-        (MASQUERADE, (|port| port.rewrite_source = true) as fn(&mut ServicePort)),
+        (
+            HIDE_SOURCE,
+            (|port| port.rewrite_source = true) as fn(&mut ServicePort),
+        ),
         (DROPPED, |port| port.unserved = Unserved::Drop),
         (REFUSED, |port| port.unserved = Unserved::Refuse),
     ] {
@@ -216,41 +244,79 @@ fn backend_bytes(backend: &SocketAddrV4) -> Vec<u8> {
     [backend.ip().octets(), port_bytes(backend.port())].concat()
 }
 
-/// The element that says how a frontend picks.
-pub(crate) fn service_element(frontend: &Frontend, class: Class) -> Element {
-    Element { key: frontend_key(frontend), datum: Datum::Goto(class.chain()) }
+/// The map of a frontend, and its element there, which says how it picks.
+pub(crate) fn service_element(frontend: &Frontend, class: Class) -> (&'static str, Element) {
+    let mut key = frontend_key(frontend);
+    let set = match frontend.address {
+        Some(_) => SERVICES,
+        None => {
+            key.drain(..4);
+            NODE_PORTS
+        }
+    };
+    (
+        set,
+        Element {
+            key,
+            datum: Datum::Goto(class.chain()),
+        },
+    )
 }
 
 /// The element of one backend at its place among the others.
-pub(crate) fn endpoint_element(frontend: &Frontend, slot: usize, backend: &SocketAddrV4) -> Element {
+pub(crate) fn endpoint_element(
+    frontend: &Frontend,
+    slot: usize,
+    backend: &SocketAddrV4,
+) -> Element {
     let mut key = frontend_key(frontend);
     key.extend_from_slice(&(slot as u32).to_ne_bytes());
-    Element { key, datum: Datum::Bytes(backend_bytes(backend)) }
+    Element {
+        key,
+        datum: Datum::Bytes(backend_bytes(backend)),
+    }
 }
 
 /// The element that lets clients stay with a backend.
 pub(crate) fn sticky_element(frontend: &Frontend, backend: &SocketAddrV4) -> Element {
     let mut key = frontend_key(frontend);
     key.extend_from_slice(&backend_bytes(backend));
-    Element { key, datum: Datum::None }
+    Element {
+        key,
+        datum: Datum::None,
+    }
 }
 
 /// A frontend as an element of a set.
 pub(crate) fn frontend_element(frontend: &Frontend) -> Element {
-    Element { key: frontend_key(frontend), datum: Datum::None }
+    Element {
+        key: frontend_key(frontend),
+        datum: Datum::None,
+    }
 }
 
 /// A sandbox as an element of `hairpin`.
 pub(crate) fn hairpin_element(address: Ipv4Addr) -> Element {
-    Element { key: [address.octets(), address.octets()].concat(), datum: Datum::None }
+    Element {
+        key: [address.octets(), address.octets()].concat(),
+        datum: Datum::None,
+    }
 }
 
 fn write_fixed(rules: &mut Rules, shape: &Shape) {
     for set in &SETS {
         rules.add_set(set);
     }
-    let nat = |number, priority| Hook { kind: "nat", number, priority };
-    let filter = |number, priority| Hook { kind: "filter", number, priority };
+    let nat = |number, priority| Hook {
+        kind: "nat",
+        number,
+        priority,
+    };
+    let filter = |number, priority| Hook {
+        kind: "filter",
+        number,
+        priority,
+    };
     for name in [SERVICES, "unserved", "refuse", "rewrite"] {
         rules.add_chain(name, None);
     }
@@ -300,17 +366,18 @@ fn build_services(rules: &mut Rules) {
     });
     rules.add_rule(SERVICES, |rule| {
         rule.destination_is_local()
-            .any_address(Register(0))
-            .protocol(Register(1))
-            .destination_port(Register(2))
-            .follow(Register(0), SERVICES);
+            .protocol(Register(0))
+            .destination_port(Register(1))
+            .follow(Register(0), NODE_PORTS);
     });
 }
 
 fn build_postrouting(rules: &mut Rules, shape: &Shape) {
     let loopback = Subnet::containing(Ipv4Addr::LOCALHOST, 8);
     let rewrite = || Verdict::Goto("rewrite");
-    rules.add_rule("postrouting", |rule| rule.goes_out_by("lo").verdict(Verdict::Return));
+    rules.add_rule("postrouting", |rule| {
+        rule.goes_out_by("lo").verdict(Verdict::Return)
+    });
     rules.add_rule("postrouting", |rule| {
         rule.source_address(Register(0))
             .destination_address(Register(1))
@@ -324,14 +391,15 @@ fn build_postrouting(rules: &mut Rules, shape: &Shape) {
             .verdict(rewrite());
     });
     for (set, any_address, verdict) in [
-        (MASQUERADE, false, rewrite()),
+        (HIDE_SOURCE, false, rewrite()),
         (KEEP_SOURCE, false, Verdict::Return),
-        (MASQUERADE, true, rewrite()),
+        (HIDE_SOURCE, true, rewrite()),
     ] {
         rules.add_rule("postrouting", |rule| {
             rule.destination_rewritten().original_address(Register(0));
             if any_address {
-                rule.within(Register(0), shape.service_cidr, false).any_address(Register(0));
+                rule.within(Register(0), shape.service_cidr, false)
+                    .any_address(Register(0));
             }
             rule.protocol(Register(1))
                 .original_port(Register(2))
@@ -379,7 +447,8 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
             } else {
                 rule.destination_address(Register(0));
             }
-            rule.within(Register(0), shape.pod_cidr, true).verdict(Verdict::Drop);
+            rule.within(Register(0), shape.pod_cidr, true)
+                .verdict(Verdict::Drop);
         });
     }
     for (set, verdict) in [(DROPPED, Verdict::Drop), (REFUSED, Verdict::Goto("refuse"))] {
@@ -404,7 +473,9 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
     });
     // The kernel limits how many ICMP errors it sends per second, but not how many resets.
     rules.add_rule("refuse", |rule| {
-        rule.protocol(Register(0)).is_protocol(Register(0), Protocol::Tcp.number()).reset();
+        rule.protocol(Register(0))
+            .is_protocol(Register(0), Protocol::Tcp.number())
+            .reset();
     });
     rules.add_rule("refuse", |rule| rule.reject());
 }
@@ -439,7 +510,8 @@ fn build_pick(rules: &mut Rules, chain: &str, class: Class) {
     };
     let pick = |rule: &mut nft::Rule<'_, '_>| {
         frontend(rule);
-        rule.random(Register(4), class.count).look_up(Register(1), ENDPOINTS, Register(5));
+        rule.random(Register(4), class.count)
+            .look_up(Register(1), ENDPOINTS, Register(5));
     };
     if class.seconds > 0 {
         let milliseconds = u64::from(class.seconds) * 1000;
@@ -453,11 +525,8 @@ fn build_pick(rules: &mut Rules, chain: &str, class: Class) {
         // Whoever comes here with an entry has lost the backend that it names.
         rules.add_rule(chain, |rule| {
             frontend(rule);
-            rule.look_up(Register(0), STICKY, Register(4)).forget(
-                Register(0),
-                STICKY,
-                Register(4),
-            );
+            rule.look_up(Register(0), STICKY, Register(4))
+                .forget(Register(0), STICKY, Register(4));
         });
         rules.add_rule(chain, |rule| {
             pick(rule);
