@@ -1,0 +1,521 @@
+//! Control groups of this machine: version 2, or version 1 with its many hierarchies.
+//!
+//! Both layouts are real: version 2 is what most machines have, version 1 (also "hybrid", where a
+//! version 2 hierarchy without controllers is mounted beside it) is what older ones and some
+//! sandboxes have. A cgroup is named by one absolute path, `/wharf/pods/burstable/pod…`, and stands
+//! at that path in every hierarchy. Nobody else's cgroups are looked at, written or removed.
+//!
+//! Containers' own cgroups are made by libcontainer; this module makes those above them, reads
+//! them, and takes all of them away.
+
+mod devices;
+mod hierarchy;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub(crate) use devices::{DEFAULT as DEFAULT_DEVICES, Rule as DeviceRule, restrict_devices};
+use hierarchy::parse_mounts;
+
+use crate::spec::Resources;
+
+/// Why a cgroup could not be made, read or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// No cgroup file system is mounted where mounts are listed.
+    #[error("no cgroup hierarchy is mounted (see /proc/self/mountinfo); mount cgroup2 on /sys/fs/cgroup")]
+    NotMounted,
+    /// A file or directory of a hierarchy.
+    #[error("{step} {path}: {source}")]
+    File {
+        /// What was being done.
+        step: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The path is not absolute, or climbs.
+    #[error("{0:?} is not a cgroup path: it must begin with / and have no empty, . or .. part")]
+    Path(String),
+}
+
+/// Use of resources by one cgroup and all below it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time.
+    pub cpu: Duration,
+    /// Bytes, with cache.
+    pub memory: u64,
+    /// Bytes, without inactive file cache.
+    pub memory_working_set: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// One mounted hierarchy of version 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    controllers: BTreeSet<String>,
+}
+
+/// The layout of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cgroups {
+    version_1: Vec<Hierarchy>,
+    version_2: Option<PathBuf>,
+}
+
+impl Cgroups {
+    /// Finds out what is mounted.
+    pub fn detect() -> Result<Self, CgroupError> {
+        let path = PathBuf::from("/proc/self/mountinfo");
+        let text = fs::read_to_string(&path).map_err(|source| CgroupError::File {
+            step: "read",
+            path,
+            source,
+        })?;
+        let found = parse_mounts(&text);
+        if found.version_1.is_empty() && found.version_2.is_none() {
+            return Err(CgroupError::NotMounted);
+        }
+        Ok(found)
+    }
+
+    /// Whether version 2 is in charge: no controller is mounted as version 1.
+    pub fn is_version_2(&self) -> bool {
+        self.version_1.is_empty()
+    }
+
+    /// The directory of the version 2 hierarchy, which in the hybrid layout has no controllers.
+    pub(crate) fn version_2_directory(&self, path: &str) -> Option<PathBuf> {
+        self.version_2.as_ref().map(|mount| below(mount, path))
+    }
+
+    /// Makes a cgroup with limits, or changes its limits; an absent limit leaves the kernel's.
+    pub fn create(&self, path: &str, resources: &Resources) -> Result<(), CgroupError> {
+        check_path(path)?;
+        if self.is_version_2() {
+            let mount = self.version_2.as_ref().ok_or(CgroupError::NotMounted)?;
+            make_version_2(mount, path)?;
+            for (file, value) in version_2_limits(resources) {
+                write(&below(mount, path).join(file), &value)?;
+            }
+            return Ok(());
+        }
+        for (controller, file, value) in version_1_limits(resources) {
+            let Some(hierarchy) = self.controller(controller) else {
+                continue;
+            };
+            let directory = below(&hierarchy.mount, path);
+            make_directories(&directory)?;
+            write(&directory.join(file), &value)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the calling process (all its threads) into a cgroup of every hierarchy, made if absent.
+    pub fn join(&self, path: &str) -> Result<(), CgroupError> {
+        check_path(path)?;
+        for directory in self.directories(path) {
+            if !directory.exists() {
+                self.make(&directory, path)?;
+            }
+            write(&directory.join("cgroup.procs"), "0")?;
+        }
+        Ok(())
+    }
+
+    /// The processes in a cgroup and all below it.
+    pub fn processes(&self, path: &str) -> BTreeSet<i32> {
+        let mut found = BTreeSet::new();
+        for directory in self.directories(path) {
+            for_each_below(&directory, &mut |directory| {
+                let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+                found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            });
+        }
+        // 0 stands for a process of another process namespace; kill(0) would reach ourselves.
+        found.remove(&0);
+        found
+    }
+
+    /// Kills every process in a cgroup and all below it, those that are just being forked too.
+    pub fn kill(&self, path: &str) {
+        if self.is_version_2()
+            && let Some(mount) = &self.version_2
+            && fs::write(below(mount, path).join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        // Without cgroup.kill a process may fork between our reading and our killing: look again,
+        // but not forever, as zombies that nobody reaps may stay listed.
+        let mut before = BTreeSet::new();
+        for _ in 0..16 {
+            let processes = self.processes(path);
+            if processes.is_subset(&before) {
+                return;
+            }
+            for &process in &processes {
+                if let Some(process) = rustix::process::Pid::from_raw(process) {
+                    // It may have ended meanwhile.
+                    let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+                }
+            }
+            before.extend(processes);
+        }
+    }
+
+    /// What a cgroup has used; absent counters are 0.
+    pub fn usage(&self, path: &str) -> Result<Usage, CgroupError> {
+        check_path(path)?;
+        if self.is_version_2() {
+            let mount = self.version_2.as_ref().ok_or(CgroupError::NotMounted)?;
+            let directory = below(mount, path);
+            let memory = read_number(&directory.join("memory.current"))?;
+            return Ok(Usage {
+                cpu: Duration::from_micros(
+                    read_field(&directory.join("cpu.stat"), "usage_usec").unwrap_or_default(),
+                ),
+                memory,
+                memory_working_set: memory.saturating_sub(
+                    read_field(&directory.join("memory.stat"), "inactive_file").unwrap_or_default(),
+                ),
+                pids: read_number(&directory.join("pids.current")).unwrap_or_default(),
+            });
+        }
+        let read = |controller: &str, file: &str| match self.controller(controller) {
+            Some(hierarchy) => read_number(&below(&hierarchy.mount, path).join(file)),
+            None => Ok(0),
+        };
+        let memory = read("memory", "memory.usage_in_bytes")?;
+        let inactive = self.controller("memory").and_then(|hierarchy| {
+            read_field(
+                &below(&hierarchy.mount, path).join("memory.stat"),
+                "total_inactive_file",
+            )
+        });
+        Ok(Usage {
+            cpu: Duration::from_nanos(read("cpuacct", "cpuacct.usage")?),
+            memory,
+            memory_working_set: memory.saturating_sub(inactive.unwrap_or_default()),
+            pids: read("pids", "pids.current").unwrap_or_default(),
+        })
+    }
+
+    /// How many processes of a cgroup the kernel has killed for want of memory.
+    pub fn oom_kills(&self, path: &str) -> u64 {
+        let file = if self.is_version_2() {
+            self.version_2
+                .as_ref()
+                .map(|mount| below(mount, path).join("memory.events"))
+        } else {
+            self.controller("memory")
+                .map(|hierarchy| below(&hierarchy.mount, path).join("memory.oom_control"))
+        };
+        file.and_then(|file| read_field(&file, "oom_kill"))
+            .unwrap_or_default()
+    }
+
+    /// Removes a cgroup and all below it from every hierarchy. One that is gone is no error.
+    /// The processes in it have ended; one that is just ending is waited for a moment.
+    pub fn remove(&self, path: &str) -> Result<(), CgroupError> {
+        check_path(path)?;
+        let mut first = None;
+        for directory in self.directories(path) {
+            if let Err(error) = remove_tree(&directory) {
+                first.get_or_insert(error);
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Removes a cgroup, and those above it up to (not including) `stop`, as far as they are empty.
+    pub fn prune(&self, path: &str, stop: &str) {
+        for hierarchy in self.directories("/") {
+            let stop = below(&hierarchy, stop);
+            let mut directory = below(&hierarchy, path);
+            while directory.starts_with(&stop) && directory != stop {
+                match fs::remove_dir(&directory) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => break,
+                    _ => {}
+                }
+                if !directory.pop() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The names of the cgroups directly below one, over all hierarchies.
+    pub fn children(&self, path: &str) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for directory in self.directories(path) {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    names.extend(entry.file_name().into_string());
+                }
+            }
+        }
+        names
+    }
+
+    fn directories(&self, path: &str) -> Vec<PathBuf> {
+        self.version_1
+            .iter()
+            .map(|hierarchy| &hierarchy.mount)
+            .chain(&self.version_2)
+            .map(|mount| below(mount, path))
+            .collect()
+    }
+
+    fn controller(&self, name: &str) -> Option<&Hierarchy> {
+        self.version_1
+            .iter()
+            .find(|hierarchy| hierarchy.controllers.contains(name))
+    }
+
+    fn make(&self, directory: &Path, path: &str) -> Result<(), CgroupError> {
+        if self.is_version_2()
+            && let Some(mount) = &self.version_2
+        {
+            return make_version_2(mount, path);
+        }
+        make_directories(directory)
+    }
+}
+
+fn below(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}
+
+fn check_path(path: &str) -> Result<(), CgroupError> {
+    let parts_are_plain = path
+        .strip_prefix('/')
+        .is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
+    if parts_are_plain {
+        Ok(())
+    } else {
+        Err(CgroupError::Path(path.to_owned()))
+    }
+}
+
+/// Makes a directory of version 1 with all above it. In the cpuset hierarchy a new directory has no
+/// CPUs, and nothing can join it until it has its parent's.
+fn make_directories(directory: &Path) -> Result<(), CgroupError> {
+    if directory.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent() {
+        make_directories(parent)?;
+    }
+    make_directory(directory)?;
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let file_path = directory.join(file);
+        let Ok(own) = fs::read_to_string(&file_path) else {
+            continue;
+        };
+        if own.trim().is_empty()
+            && let Some(parent) = directory.parent()
+            && let Ok(inherited) = fs::read_to_string(parent.join(file))
+        {
+            write(&file_path, inherited.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a directory of version 2 with all above it, and lets the controllers through on the way.
+fn make_version_2(mount: &Path, path: &str) -> Result<(), CgroupError> {
+    let mut directory = mount.to_owned();
+    for part in path.trim_start_matches('/').split('/') {
+        // One by one: a controller that this machine does not delegate must not keep the others out.
+        for controller in ["+cpu", "+memory", "+pids", "+io", "+cpuset"] {
+            let _ = fs::write(directory.join("cgroup.subtree_control"), controller);
+        }
+        directory.push(part);
+        make_directory(&directory)?;
+    }
+    Ok(())
+}
+
+fn make_directory(directory: &Path) -> Result<(), CgroupError> {
+    match fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(CgroupError::File {
+            step: "make cgroup",
+            path: directory.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
+    fs::write(path, value).map_err(|source| CgroupError::File {
+        step: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read_number(path: &Path) -> Result<u64, CgroupError> {
+    let failed = |source| CgroupError::File {
+        step: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let text = fs::read_to_string(path).map_err(failed)?;
+    text.trim()
+        .parse()
+        .map_err(|error| failed(io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
+/// Reads the value of `name` in a file of `name value` lines.
+fn read_field(path: &Path, name: &str) -> Option<u64> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(found, _)| *found == name)
+        .and_then(|(_, value)| value.trim().parse().ok())
+}
+
+fn for_each_below(directory: &Path, visit: &mut dyn FnMut(&Path)) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            for_each_below(&entry.path(), visit);
+        }
+    }
+    visit(directory);
+}
+
+fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
+    let mut failed = None;
+    for_each_below(directory, &mut |directory| {
+        if let Err(source) = remove_directory(directory) {
+            failed.get_or_insert(CgroupError::File {
+                step: "remove cgroup",
+                path: directory.to_owned(),
+                source,
+            });
+        }
+    });
+    failed.map_or(Ok(()), Err)
+}
+
+fn remove_directory(directory: &Path) -> io::Result<()> {
+    // A process that was killed leaves its cgroup a little after it stopped being visible, and the
+    // kernel tells nobody when on version 1.
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match fs::remove_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY)
+                    && pause < Duration::from_millis(100) =>
+            {
+                std::thread::sleep(pause);
+                pause *= 2;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn version_1_limits(resources: &Resources) -> Vec<(&'static str, &'static str, String)> {
+    let mut limits = Vec::new();
+    if let Some(shares) = resources.cpu_shares {
+        limits.push(("cpu", "cpu.shares", shares.clamp(2, 262_144).to_string()));
+    }
+    if let Some(quota) = resources.cpu_quota {
+        let period = resources.cpu_period.unwrap_or(100_000);
+        limits.push(("cpu", "cpu.cfs_period_us", period.to_string()));
+        limits.push(("cpu", "cpu.cfs_quota_us", quota.to_string()));
+    }
+    if let Some(limit) = resources.memory_limit {
+        limits.push(("memory", "memory.limit_in_bytes", limit.to_string()));
+    }
+    if let Some(limit) = resources.pids_limit {
+        limits.push(("pids", "pids.max", maximum(limit)));
+    }
+    limits
+}
+
+fn version_2_limits(resources: &Resources) -> Vec<(&'static str, String)> {
+    let mut limits = Vec::new();
+    if let Some(shares) = resources.cpu_shares {
+        // The conversion of the OCI runtime specification's implementations: 2…262144 to 1…10000.
+        let shares = shares.clamp(2, 262_144);
+        limits.push(("cpu.weight", (1 + (shares - 2) * 9_999 / 262_142).to_string()));
+    }
+    if let Some(quota) = resources.cpu_quota {
+        let period = resources.cpu_period.unwrap_or(100_000);
+        limits.push(("cpu.max", format!("{} {period}", maximum(quota))));
+    }
+    if let Some(limit) = resources.memory_limit {
+        limits.push(("memory.max", maximum(limit)));
+    }
+    if let Some(limit) = resources.pids_limit {
+        limits.push(("pids.max", maximum(limit)));
+    }
+    limits
+}
+
+/// Version 2's form of a limit whose negative values mean "none".
+fn maximum(limit: i64) -> String {
+    if limit < 0 {
+        "max".to_owned()
+    } else {
+        limit.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_climb_are_refused() {
+        for path in ["", "/", "wharf", "/wharf/../x", "/wharf//x", "/wharf/."] {
+            assert!(check_path(path).is_err(), "{path:?}");
+        }
+        for path in ["/wharf", "/wharf-0a1b2c/pods/burstable/pod1"] {
+            assert!(check_path(path).is_ok(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_written_in_each_version_s_own_words() {
+        let resources = Resources {
+            cpu_shares: Some(1024),
+            cpu_quota: Some(50_000),
+            memory_limit: Some(64 << 20),
+            pids_limit: Some(-1),
+            ..Resources::default()
+        };
+        let check = |found: Vec<String>, expected: &[&str]| assert_eq!(found, expected);
+        check(
+            version_2_limits(&resources)
+                .into_iter()
+                .map(|(file, value)| format!("{file}={value}"))
+                .collect(),
+            &["cpu.weight=39", "cpu.max=50000 100000", "memory.max=67108864", "pids.max=max"],
+        );
+        check(
+            version_1_limits(&resources)
+                .into_iter()
+                .map(|(controller, file, value)| format!("{controller}:{file}={value}"))
+                .collect(),
+            &[
+                "cpu:cpu.shares=1024",
+                "cpu:cpu.cfs_period_us=100000",
+                "cpu:cpu.cfs_quota_us=50000",
+                "memory:memory.limit_in_bytes=67108864",
+                "pids:pids.max=max",
+            ],
+        );
+    }
+}

@@ -1,0 +1,373 @@
+//! Making and starting a container: what a keeper's short-lived child does.
+//!
+//! ```text
+//! keeper ─fork─► launcher: private mounts ► root ► config.json ► libcontainer build ─► init
+//!                    │                                                │  (child of the keeper)
+//!                    ├─ report: process N ◄───────────────────────────┘
+//!                    └─ start ────────────────────────────────────────► init executes the command
+//! ```
+//!
+//! The root file system is mounted in a mount namespace that only launcher and container are in.
+//! Nothing of it appears on the machine, and nothing of it can be left behind.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::mount as mounts;
+
+use super::bundle::{Surroundings, bundle};
+use super::process::{Report, Reporter, become_command, find_program, leave, reason, reset_signals};
+use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
+use crate::descriptors;
+use crate::protocol::{Refusal, RefusalKind};
+use crate::spec::{ContainerSpec, Root};
+
+/// Everything that the launcher needs.
+pub(super) struct Launch<'a> {
+    pub(super) spec: &'a ContainerSpec,
+    /// The container's working directory, absolute; it exists.
+    pub(super) directory: &'a Path,
+    pub(super) cgroups: &'a Cgroups,
+    pub(super) process_namespace: Option<&'a str>,
+    pub(super) host_processes: bool,
+    pub(super) host_ipc: bool,
+    /// Standard input, output and error; absent for a terminal.
+    pub(super) standard_streams: Option<[OwnedFd; 3]>,
+}
+
+/// Runs in the forked child.
+pub(super) fn launch(job: Launch<'_>, reporter: Reporter) -> ! {
+    reset_signals();
+    let reporter = Rc::new(reporter);
+    if let Err(refusal) = run(job, &reporter) {
+        reporter.tell(Report::Failed(refusal), &[]);
+        leave(1);
+    }
+    leave(0)
+}
+
+fn machine(step: &str, subject: impl std::fmt::Display, error: &io::Error) -> Refusal {
+    Refusal::new(
+        RefusalKind::Machine,
+        format!("{step} {subject}: {}", reason(error)),
+    )
+}
+
+fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
+    let spec = job.spec;
+    unshare(CloneFlags::CLONE_NEWNS)
+        .map_err(|error| machine("make a mount namespace for", &spec.id, &error.into()))?;
+    let root = mount_root(spec, job.directory)?;
+    make_working_directory(spec, &root);
+    adjust_oom_score(spec.oom_score_adj);
+    let around = Surroundings {
+        root: &root,
+        process_namespace: job.process_namespace,
+        host_processes: job.host_processes,
+        host_ipc: job.host_ipc,
+        cgroup_namespace: job.cgroups.is_version_2(),
+    };
+    let config = bundle(spec, &around)?;
+    let config_path = job.directory.join("config.json");
+    fs::write(&config_path, config.to_string())
+        .map_err(|error| machine("write", config_path.display(), &error))?;
+
+    let state = job.directory.join("state");
+    // Left over from a launcher that was killed.
+    let _ = fs::remove_dir_all(&state);
+    fs::create_dir_all(&state).map_err(|error| machine("make", state.display(), &error))?;
+
+    let failed = |error: libcontainer::error::LibcontainerError| {
+        let mut message = format!("create container: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        Refusal::new(RefusalKind::Machine, message)
+    };
+    let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::Linux)
+        .with_executor(Program {
+            reporter: Rc::clone(reporter),
+        })
+        .with_root_path(&state)
+        .map_err(failed)?;
+    let console = match job.standard_streams {
+        Some([stdin, stdout, stderr]) => {
+            builder = builder
+                .with_stdin(stdin)
+                .with_stdout(stdout)
+                .with_stderr(stderr);
+            None
+        }
+        None => {
+            let (listener, path) = console_socket(job.directory)?;
+            builder = builder.with_console_socket(Some(path));
+            Some(listener)
+        }
+    };
+    let container = builder
+        .as_init(job.directory)
+        .with_systemd(false)
+        .as_sibling(true)
+        .with_detach(true)
+        .build()
+        .map_err(failed)?;
+    let pid = container
+        .pid()
+        .ok_or_else(|| Refusal::new(RefusalKind::Machine, "create container: no process"))?;
+    if job.cgroups.is_version_2()
+        && !spec.security.privileged
+        && let Some(cgroup) = job.cgroups.version_2_directory(&spec.cgroup)
+    {
+        restrict_devices(&cgroup, DEFAULT_DEVICES)
+            .map_err(|error| machine("restrict the devices of", cgroup.display(), &error))?;
+    }
+    if let Some(listener) = console {
+        let terminal = receive_terminal(&listener)
+            .map_err(|error| machine("receive the terminal of", &spec.id, &error))?;
+        reporter.tell(Report::Terminal, &[terminal]);
+    }
+    reporter.tell(Report::Process { pid: pid.as_raw() }, &[]);
+    NotifySocket::new(state.join(&spec.id).join(NOTIFY_FILE))
+        .notify_container_start()
+        .map_err(|error| Refusal::new(RefusalKind::Machine, format!("start container: {error}")))
+}
+
+/// Puts the root file system in its place in this mount namespace and returns where that is.
+fn mount_root(spec: &ContainerSpec, directory: &Path) -> Result<PathBuf, Refusal> {
+    let (lower, upper, work) = match &spec.root {
+        Root::Directory(path) => return Ok(path.clone()),
+        Root::Overlay { lower, upper, work } => (lower, upper, work),
+    };
+    let target = directory.join("root");
+    fs::create_dir_all(&target).map_err(|error| machine("make", target.display(), &error))?;
+    keep_mounts_private(&target);
+    // The mark of an earlier use of a volatile overlay (Documentation/filesystems/overlayfs.rst).
+    let _ = fs::remove_dir_all(work.join("work/incompat"));
+    let failed = |error: rustix::io::Errno| {
+        machine("mount the root of", &spec.id, &error.into())
+    };
+    match mount_overlay(lower, upper, work, &target) {
+        // Before Linux 6.5 layers could not be given one by one.
+        Err(rustix::io::Errno::INVAL) => mount_overlay_by_options(lower, upper, work, &target)
+            .map_err(|error| machine("mount the root of", &spec.id, &error))?,
+        result => result.map_err(failed)?,
+    }
+    Ok(target)
+}
+
+fn mount_overlay(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    target: &Path,
+) -> rustix::io::Result<()> {
+    let context = mounts::fsopen("overlay", mounts::FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for layer in lower {
+        mounts::fsconfig_set_string(context.as_fd(), "lowerdir+", layer)?;
+    }
+    mounts::fsconfig_set_string(context.as_fd(), "upperdir", upper)?;
+    mounts::fsconfig_set_string(context.as_fd(), "workdir", work)?;
+    // A container's root does not outlive a crash of the machine; without this every unmount
+    // would sync the whole file system below.
+    mounts::fsconfig_set_flag(context.as_fd(), "volatile")?;
+    mounts::fsconfig_create(context.as_fd())?;
+    let overlay = mounts::fsmount(
+        context.as_fd(),
+        mounts::FsMountFlags::FSMOUNT_CLOEXEC,
+        mounts::MountAttrFlags::empty(),
+    )?;
+    mounts::move_mount(
+        overlay.as_fd(),
+        "",
+        rustix::fs::CWD,
+        target,
+        mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+fn mount_overlay_by_options(
+    lower: &[PathBuf],
+    upper: &Path,
+    work: &Path,
+    target: &Path,
+) -> io::Result<()> {
+    let escape = |path: &Path| {
+        path.display()
+            .to_string()
+            .replace('\\', "\\\\")
+            .replace(':', "\\:")
+            .replace(',', "\\,")
+    };
+    let layers: Vec<String> = lower.iter().map(|layer| escape(layer)).collect();
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={},volatile",
+        layers.join(":"),
+        escape(upper),
+        escape(work)
+    );
+    mount(
+        Some("overlay"),
+        target,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .map_err(io::Error::from)
+}
+
+/// Keeps what is mounted at `target` out of other mount namespaces: the mount that it lies on must
+/// not be shared. Only a mount point accepts the change, so the first that does is the one.
+fn keep_mounts_private(target: &Path) {
+    const NONE: Option<&str> = None;
+    for place in target.ancestors() {
+        if mount(NONE, place, NONE, MsFlags::MS_PRIVATE, NONE).is_ok() {
+            return;
+        }
+    }
+}
+
+/// Makes the working directory if the image has none, as runc does; also on a writable mount.
+/// Where it cannot be made, entering it fails with the message that says so.
+fn make_working_directory(spec: &ContainerSpec, root: &Path) {
+    let wanted = Path::new(&spec.working_dir);
+    let below = spec
+        .mounts
+        .iter()
+        .filter_map(|mount| Some((mount, wanted.strip_prefix(&mount.target).ok()?)))
+        .max_by_key(|(mount, _)| mount.target.as_os_str().len());
+    let (base, rest) = match below {
+        Some((mount, _)) if mount.read_only => return,
+        Some((mount, rest)) => (mount.source.as_path(), rest),
+        None => (root, wanted.strip_prefix("/").unwrap_or(wanted)),
+    };
+    let _ = make_directories_in(base, rest);
+}
+
+/// Makes `path` and all above it below `base`, following symbolic links as inside of `base`.
+fn make_directories_in(base: &Path, path: &Path) -> rustix::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let base = rustix::fs::open(base, flags, Mode::empty())?;
+    let enter = |path: &Path| {
+        rustix::fs::openat2(&base, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+    };
+    let mut parent = rustix::io::fcntl_dupfd_cloexec(&base, 3)?;
+    let mut made = PathBuf::new();
+    for part in path.components() {
+        made.push(part);
+        parent = match enter(&made) {
+            Err(rustix::io::Errno::NOENT) => {
+                rustix::fs::mkdirat(&parent, Path::new(part.as_os_str()), Mode::from(0o755))?;
+                enter(&made)?
+            }
+            found => found?,
+        };
+    }
+    Ok(())
+}
+
+/// Sets the score that the container will inherit, as near to the wanted one as is allowed: without
+/// CAP_SYS_RESOURCE a process cannot go below where it was started.
+fn adjust_oom_score(wanted: Option<i32>) {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let Some(wanted) = wanted else { return };
+    if fs::write(FILE, wanted.clamp(-1000, 1000).to_string()).is_err() {
+        // The keeper asked for a lower score for itself than a container should have.
+        let _ = fs::write(FILE, wanted.max(0).to_string());
+    }
+}
+
+fn console_socket(directory: &Path) -> Result<(UnixListener, PathBuf), Refusal> {
+    let path = directory.join("console");
+    let _ = fs::remove_file(&path);
+    // By a short name: the whole path may be longer than a socket's address.
+    let bound = std::env::set_current_dir(directory).and_then(|()| UnixListener::bind("console"));
+    match bound {
+        Ok(listener) => Ok((listener, path)),
+        Err(error) => Err(machine("bind", path.display(), &error)),
+    }
+}
+
+fn receive_terminal(listener: &UnixListener) -> io::Result<OwnedFd> {
+    let (stream, _) = listener.accept()?;
+    let mut received = std::collections::VecDeque::new();
+    let mut text = [0; 64];
+    descriptors::receive(&stream, &mut text, &mut received)?;
+    received.pop_front().ok_or(io::ErrorKind::UnexpectedEof.into())
+}
+
+/// What becomes of the container's first process.
+#[derive(Clone)]
+struct Program {
+    reporter: Rc<Reporter>,
+}
+
+impl Program {
+    fn parts(spec: &Spec) -> (Vec<String>, Vec<String>) {
+        let process = spec.process().as_ref();
+        (
+            process.and_then(|process| process.args().clone()).unwrap_or_default(),
+            process.and_then(|process| process.env().clone()).unwrap_or_default(),
+        )
+    }
+}
+
+impl Executor for Program {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let (argv, env) = Program::parts(spec);
+        let name = argv.first().map(String::as_str).unwrap_or_default();
+        find_program(name, &env).map(drop).map_err(|refusal| {
+            let message = refusal.message.clone();
+            self.reporter.tell(Report::Failed(refusal), &[]);
+            ExecutorValidationError::ArgValidationError(message)
+        })
+    }
+
+    // The environment goes to execve as it is, in its order.
+    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let (argv, env) = Program::parts(spec);
+        let name = argv.first().map(String::as_str).unwrap_or_default();
+        match find_program(name, &env) {
+            Ok(program) => become_command(&program, &argv, &env),
+            Err(refusal) => Err(ExecutorError::Other(refusal.message)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_made_inside_even_through_links() {
+        let base = tempfile::tempdir().expect("a temporary directory can be made");
+        std::os::unix::fs::symlink("/real", base.path().join("link")).expect("made");
+        fs::create_dir(base.path().join("real")).expect("made");
+        make_directories_in(base.path(), Path::new("link/a/b")).expect("made");
+        assert!(base.path().join("real/a/b").is_dir());
+        make_directories_in(base.path(), Path::new("")).expect("nothing to make");
+        fs::write(base.path().join("file"), b"").expect("written");
+        assert!(make_directories_in(base.path(), Path::new("file/x")).is_err());
+    }
+}

@@ -1,0 +1,318 @@
+//! Starting, ending, and being found again.
+
+use std::time::Instant;
+
+use runtime::{ContainerState, Event, Keeper, KeeperError, RefusalKind, Resources, SandboxSpec};
+
+use crate::house::{House, code};
+
+pub async fn exit_codes_and_signals() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    for (id, script, expected, signal) in [
+        ("zero", "true", 0, None),
+        ("seven", "exit 7", 7, None),
+        ("killed", "kill -9 $$; sleep 9", 137, Some(9)),
+        ("term", "kill -15 $$; sleep 9", 143, Some(15)),
+    ] {
+        // As the second process, as the first of a namespace is immune to its own signals.
+        let script = format!("sh -c '{script}'");
+        let mut spec = house.shell(&sandbox, id, &script);
+        if signal.is_some() {
+            spec.argv = vec!["sleep".into(), "600".into()];
+        }
+        sandbox.start(spec).await;
+        if let Some(signal) = signal {
+            sandbox.keeper.signal(id, signal).await.expect("sent");
+            // SIGTERM does nothing to a first process without a handler.
+            sandbox.keeper.signal(id, 9).await.ok();
+        }
+        let state = sandbox.exit(id).await;
+        let ContainerState::Exited {
+            code,
+            signal: killed_by,
+            oom_killed,
+            started_at,
+            message,
+            ..
+        } = state
+        else {
+            panic!("{state:?}")
+        };
+        let expected = if signal.is_some() { 137 } else { expected };
+        assert_eq!(code, expected, "{id}");
+        assert_eq!(killed_by, signal.map(|_| 9));
+        assert!(!oom_killed && started_at.is_some() && message.is_none());
+    }
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn commands_that_cannot_be_executed() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    for (id, argv, expected) in [
+        ("a", "foo", "exec: \"foo\": executable file not found in $PATH"),
+        ("b", "/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
+        ("c", "/data/plain", "exec: \"/data/plain\": permission denied"),
+        ("d", "/data", "exec: \"/data\": permission denied"),
+    ] {
+        let spec = house.container(&sandbox, id, &[argv]);
+        sandbox.keeper.create(spec).await.expect("created");
+        match sandbox.keeper.start_container(id).await {
+            Err(KeeperError::Refused(refusal)) => {
+                assert_eq!(refusal.kind, RefusalKind::Command);
+                assert_eq!(refusal.message, expected);
+            }
+            other => panic!("{id}: {other:?}"),
+        }
+        let state = sandbox.exit(id).await;
+        assert!(
+            matches!(&state, ContainerState::Exited { code: 128, started_at: None, message: Some(message), .. }
+                if message == expected),
+            "{state:?}"
+        );
+        sandbox.keeper.remove(id).await.expect("removed");
+    }
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn a_file_that_is_no_program() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let spec = house.container(&sandbox, "c", &["/data/junk"]);
+    assert_eq!(code(&sandbox.run(spec).await), 1);
+    assert_eq!(sandbox.log("c"), "stderr F exec /data/junk: exec format error\n");
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn memory_limit_kills_and_says_so() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    // tail keeps the whole of a line that never ends.
+    let mut spec = house.container(&sandbox, "c", &["tail", "/dev/zero"]);
+    spec.resources.memory_limit = Some(32 << 20);
+    let state = sandbox.run(spec).await;
+    assert!(
+        matches!(state, ContainerState::Exited { code: 137, oom_killed: true, .. }),
+        "{state:?}"
+    );
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn daemon_goes_away_and_comes_back() {
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    let script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; echo done; cat /gate";
+    let directory = sandbox.directory.clone();
+    for id in ["lasts", "ends"] {
+        let gate = directory.join("roots").join(id).join("upper");
+        let spec = house.shell(&sandbox, id, script);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            gate.join("gate"),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from(0o600),
+            0,
+        )
+        .expect("a fifo can be made");
+        sandbox.start(spec).await;
+    }
+    let cgroup = sandbox.cgroup.clone();
+    // As after a kill: every descriptor of the daemon is gone.
+    drop(sandbox);
+
+    let (keeper, record, containers, events) = Keeper::connect(&directory).await.expect("alive");
+    assert_eq!(record.spec.id, "a");
+    assert_eq!(containers.len(), 2);
+    assert!(containers.iter().all(|one| one.state.pid().is_some()));
+    let sandbox = crate::house::Sandbox { keeper, events, directory: directory.clone(), cgroup };
+    sandbox.wait_for("ends", "done").await;
+    sandbox.wait_for("lasts", "done").await;
+    drop(sandbox);
+    // One ends while nobody looks.
+    let gate = directory.join("roots/ends/upper/gate");
+    tokio::task::spawn_blocking(move || std::fs::write(gate, "open\n").expect("written"))
+        .await
+        .expect("no panic");
+
+    let (keeper, _, containers, mut events) = Keeper::connect(&directory).await.expect("alive");
+    let ended = |state: &ContainerState| matches!(state, ContainerState::Exited { code: 0, .. });
+    let one = containers.iter().find(|one| one.spec.id == "ends").expect("known");
+    if !ended(&one.state) {
+        loop {
+            match events.recv().await.expect("alive") {
+                Event::Container { container, state } if container == "ends" => {
+                    assert!(ended(&state), "{state:?}");
+                    break;
+                }
+                _ => {}
+            }
+        }
+    }
+    let log = std::fs::read_to_string(directory.join("log/ends.log")).expect("readable");
+    assert_eq!(log.lines().count(), 2002, "no line is lost");
+    let (_, containers) = keeper.list().await.expect("listed");
+    let lasts = containers.iter().find(|one| one.spec.id == "lasts").expect("known");
+    assert!(lasts.state.pid().is_some());
+
+    keeper.end().await.expect("ended");
+    // A dead keeper's records tell the same.
+    let dead = Keeper::read_dead(&directory).expect("readable").expect("there");
+    assert_eq!(dead.containers.len(), 2);
+    assert!(dead.containers.iter().all(|one| one.state.is_exited()));
+    assert!(matches!(Keeper::connect(&directory).await, Err(KeeperError::Connect { .. })));
+    house.is_empty();
+}
+
+pub async fn thirty_sandboxes_at_once() {
+    let house = House::new();
+    let begun = Instant::now();
+    let names: Vec<String> = (0..30).map(|number| format!("s{number}")).collect();
+    let sandboxes = futures::future::join_all(names.iter().map(|name| async {
+        let sandbox = house.sandbox(name).await;
+        let spec = house.shell(&sandbox, "c", "echo $HOSTNAME; hostname; sleep 600");
+        let state = sandbox.start(spec).await;
+        assert!(state.pid().is_some());
+        sandbox
+    }))
+    .await;
+    println!("  30 sandboxes with a container each: {:?}", begun.elapsed());
+    for (sandbox, name) in sandboxes.iter().zip(&names) {
+        sandbox.wait_for("c", &format!("host-{name}")).await;
+    }
+    let begun = Instant::now();
+    futures::future::join_all(sandboxes.into_iter().map(|sandbox| sandbox.end())).await;
+    println!("  all ended: {:?}", begun.elapsed());
+    house.is_empty();
+}
+
+pub async fn a_sandbox_ends_with_everything_in_it() {
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    let background = "sleep 600 & sleep 600 & trap '' TERM; wait";
+    for id in ["x", "y"] {
+        sandbox.start(house.shell(&sandbox, id, background)).await;
+    }
+    let other = sandbox.keeper.clone();
+    let waiting = tokio::spawn(async move { other.end().await });
+    let directory = sandbox.directory.clone();
+    sandbox.end().await;
+    waiting.await.expect("no panic").expect("asking twice is fine");
+    let dead = Keeper::read_dead(&directory).expect("readable").expect("there");
+    for one in dead.containers {
+        assert_eq!(code(&one.state), 137);
+    }
+    assert!(!directory.join("keeper.sock").exists());
+    house.is_empty();
+}
+
+pub async fn a_keeper_ends_when_its_directory_is_gone() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let spec = house.shell(&sandbox, "c", "sleep 0.2");
+    sandbox.start(spec).await;
+    // The container's own root lies elsewhere, but its working files go, too.
+    std::fs::remove_dir_all(sandbox.directory.join("containers")).expect("removed");
+    std::fs::remove_dir_all(&sandbox.directory).expect("removed");
+    while sandbox.events.recv().await.is_some() {}
+    drop(sandbox);
+    house.is_empty();
+}
+
+pub async fn what_is_refused() {
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    let refused = |result: Result<(), KeeperError>| match result {
+        Err(KeeperError::Refused(refusal)) => (refusal.kind, refusal.message),
+        other => panic!("{other:?}"),
+    };
+    let plain = || house.shell(&sandbox, "c", "sleep 600");
+    let create = async |change: &dyn Fn(&mut runtime::ContainerSpec)| {
+        let mut spec = plain();
+        change(&mut spec);
+        sandbox.keeper.create(spec).await
+    };
+    for (change, message) in [
+        (
+            &(|spec: &mut runtime::ContainerSpec| spec.argv.clear()) as &dyn Fn(&mut _),
+            "no command specified",
+        ),
+        (&|spec: &mut runtime::ContainerSpec| spec.id = "../x".into(), "\"../x\" is not fit for a container's name"),
+        (
+            &|spec: &mut runtime::ContainerSpec| spec.working_dir = "here".into(),
+            "working directory \"here\" is not an absolute path",
+        ),
+        (
+            &|spec: &mut runtime::ContainerSpec| spec.security.capabilities_add = vec!["FLY".into()],
+            "unknown capability \"CAP_FLY\"",
+        ),
+        (&|spec: &mut runtime::ContainerSpec| spec.argv.push("a\0b".into()), "\"a\\0b\" contains a zero byte"),
+    ] {
+        assert_eq!(
+            refused(create(change).await),
+            (RefusalKind::Invalid, message.to_owned())
+        );
+    }
+    create(&|_: &mut runtime::ContainerSpec| {}).await.expect("created");
+    assert_eq!(refused(create(&|_: &mut runtime::ContainerSpec| {}).await).0, RefusalKind::Exists);
+    assert_eq!(refused(sandbox.keeper.signal("c", 9).await).0, RefusalKind::WrongState);
+    assert_eq!(refused(sandbox.keeper.signal("d", 9).await).0, RefusalKind::NotFound);
+    sandbox.keeper.start_container("c").await.expect("started");
+    assert_eq!(refused(sandbox.keeper.remove("c").await).0, RefusalKind::WrongState);
+    assert_eq!(
+        refused(sandbox.keeper.start_container("c").await.map(drop)).0,
+        RefusalKind::WrongState
+    );
+    let (directory, program) = (sandbox.directory.clone(), std::env::current_exe().expect("known"));
+    let again = Keeper::start(&program, &directory, SandboxSpec::default()).await;
+    assert!(matches!(again, Err(KeeperError::Exists(_))));
+    sandbox.end().await;
+
+    let mut spec = house.spec("b");
+    spec.sysctls.insert("vm.swappiness".into(), "1".into());
+    let directory = house.directory.path().join("run/b");
+    match Keeper::start(&program, &directory, spec).await {
+        Err(KeeperError::Start { message, .. }) => {
+            assert!(message.contains("\"vm.swappiness\" is not namespaced"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    house.is_empty();
+}
+
+pub async fn starting_is_quick_and_a_keeper_small() {
+    let house = House::new();
+    let begun = Instant::now();
+    let sandbox = house.sandbox("a").await;
+    let keeper = begun.elapsed();
+    let mut times = Vec::new();
+    for number in 0..10 {
+        let mut spec = house.container(&sandbox, &format!("c{number}"), &["sleep", "600"]);
+        spec.resources = Resources {
+            cpu_shares: Some(100),
+            memory_limit: Some(64 << 20),
+            ..Resources::default()
+        };
+        let begun = Instant::now();
+        sandbox.start(spec).await;
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    let smaps = format!("/proc/{}/smaps_rollup", sandbox.keeper.pid());
+    let smaps = std::fs::read_to_string(smaps).expect("readable");
+    let field = |name: &str| {
+        let line = smaps.lines().find(|line| line.starts_with(name)).expect("there");
+        line[name.len()..].trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    let private = field("Private_Dirty:") + field("Private_Clean:");
+    println!(
+        "  keeper {keeper:?}; container p50 {:?}, max {:?}; a keeper's private memory {private} kB (dirty {} kB)",
+        times[5], times[9], field("Private_Dirty:")
+    );
+    sandbox.end().await;
+    house.is_empty();
+}

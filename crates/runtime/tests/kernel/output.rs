@@ -1,0 +1,257 @@
+//! Logs, attach, terminals and exec.
+
+use std::io::{Read as _, Write as _};
+
+use runtime::{ContainerState, KeeperError, RefusalKind};
+
+use crate::house::{House, code, exec, read_all};
+
+pub async fn streams_and_partial_lines() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let script = "printf abc; echo err >&2; printf 'def\\n'; \
+                  head -c 40000 /dev/zero | tr '\\0' x; echo; printf tail";
+    let spec = house.shell(&sandbox, "c", script);
+    assert_eq!(code(&sandbox.run(spec).await), 0);
+    let log = sandbox.log("c");
+    let of = |stream: &str| -> Vec<String> {
+        log.lines()
+            .filter_map(|line| line.strip_prefix(stream))
+            .map(|line| format!("{} {}", &line[1..2], line.len() - 3))
+            .collect()
+    };
+    assert_eq!(of("stdout"), ["F 6", "P 16384", "P 16384", "F 7232", "P 4"]);
+    assert_eq!(of("stderr"), ["F 3"]);
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn hundred_thousand_lines() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let spec = house.container(&sandbox, "c", &["seq", "100000"]);
+    let begun = std::time::Instant::now();
+    assert_eq!(code(&sandbox.run(spec).await), 0);
+    println!("  100,000 lines in {:?}", begun.elapsed());
+    // Complete at the moment the exit is told.
+    let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
+    assert!(sandbox.stdout("c") == expected);
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn logs_go_on_after_rotation() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let mut spec = house.shell(&sandbox, "c", "cat");
+    spec.stdin = true;
+    sandbox.start(spec).await;
+    let ends = sandbox.keeper.attach("c").await.expect("attached");
+    let mut stdin = std::fs::File::from(ends.stdin.expect("asked for"));
+    stdin.write_all(b"one\n").expect("written");
+    sandbox.wait_for("c", "one").await;
+    let log = sandbox.directory.join("log");
+    std::fs::rename(log.join("c.log"), log.join("c.log.1")).expect("moved");
+    sandbox.keeper.reopen_log("c").await.expect("reopened");
+    stdin.write_all(b"two\n").expect("written");
+    sandbox.wait_for("c", "two").await;
+    assert_eq!(sandbox.log("c"), "stdout F two\n");
+    sandbox.keeper.signal("c", 9).await.expect("sent");
+    sandbox.exit("c").await;
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn a_full_disk_does_not_hold_up_a_container() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let mut spec = house.shell(&sandbox, "c", "seq 20000; exit 3");
+    spec.log_path = Some("/dev/full".into());
+    assert_eq!(code(&sandbox.run(spec).await), 3);
+    let said = std::fs::read_to_string(sandbox.directory.join("keeper.log")).expect("readable");
+    assert!(said.contains("write the log of c: No space left on device"), "{said}");
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn attach_sees_what_comes_and_a_slow_client_is_dropped() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let mut spec = house.shell(&sandbox, "c", "read x; echo e$x >&2; seq 200000; read x; echo o$x");
+    spec.stdin = true;
+    sandbox.start(spec).await;
+    let slow = sandbox.keeper.attach("c").await.expect("attached");
+    let fast = sandbox.keeper.attach("c").await.expect("attached");
+    let mut stdin = std::fs::File::from(fast.stdin.expect("asked for"));
+    stdin.write_all(b"go\n").expect("written");
+    let (output, error) = (fast.stdout, fast.stderr.expect("three streams"));
+    let reading = tokio::spawn(read_all(output));
+    sandbox.wait_for("c", "200000").await;
+    stdin.write_all(b"on\n").expect("written");
+    assert_eq!(code(&sandbox.exit("c").await), 0);
+    let seen = reading.await.expect("no panic");
+    // A reader that keeps up sees all; on a busy machine it may have been dropped, never garbled.
+    let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    assert!(format!("{expected}oon\n").starts_with(&seen));
+    assert_eq!(read_all(error).await, "ego\n");
+    let missed = read_all(slow.stdout).await;
+    assert!(missed.len() < expected.len() && expected.starts_with(&missed));
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn standard_input() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    // Without: /dev/null.
+    let spec = house.shell(&sandbox, "none", "cat; echo end");
+    sandbox.run(spec).await;
+    assert_eq!(sandbox.log("none"), "stdout F end\n");
+    // Once: the end of the first attach is the end of input.
+    let mut spec = house.shell(&sandbox, "once", "cat; echo end");
+    (spec.stdin, spec.stdin_once) = (true, true);
+    sandbox.start(spec).await;
+    let ends = sandbox.keeper.attach("once").await.expect("attached");
+    let again = sandbox.keeper.attach("once").await.expect("attached");
+    assert!(again.stdin.is_none());
+    let mut stdin = std::fs::File::from(ends.stdin.expect("asked for"));
+    stdin.write_all(b"in\n").expect("written");
+    drop(stdin);
+    sandbox.exit("once").await;
+    assert_eq!(sandbox.log("once"), "stdout F in\nstdout F end\n");
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn a_terminal() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let script = "tty; test -t 0 && test -t 2 && echo terminal; read x; stty size; ls -l /dev/console | cut -c1; exit 4";
+    let mut spec = house.shell(&sandbox, "c", script);
+    (spec.tty, spec.stdin) = (true, true);
+    sandbox.start(spec).await;
+    let ends = sandbox.keeper.attach("c").await.expect("attached");
+    assert!(ends.tty && ends.stderr.is_none());
+    let mut terminal = std::fs::File::from(ends.stdin.expect("a terminal takes input"));
+    let size = rustix::termios::Winsize {
+        ws_row: 33,
+        ws_col: 101,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&terminal, size).expect("resized");
+    terminal.write_all(b"go\n").expect("written");
+    assert_eq!(code(&sandbox.exit("c").await), 4);
+    let log = sandbox.stdout("c").replace('\r', "");
+    assert!(log.starts_with("/dev/pts/0\nterminal\n"), "{log:?}");
+    assert!(log.ends_with("33 101\nc\n"), "{log:?}");
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn exec_streams_and_exit_codes() {
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    let mut spec = house.container(&sandbox, "c", &["sleep", "600"]);
+    spec.env.push("FROM=container".to_owned());
+    spec.working_dir = "/tmp".to_owned();
+    sandbox.start(spec).await;
+
+    let mut spec = exec(&["sh", "-c", "cat; echo $FROM $OWN $PWD; echo err >&2; exit 9"]);
+    (spec.stdin, spec.env) = (true, vec!["OWN=1".to_owned()]);
+    let run = sandbox.keeper.exec("c", spec).await.expect("executed");
+    let mut stdin = std::fs::File::from(run.streams.stdin.expect("asked for"));
+    stdin.write_all(b"typed\n").expect("written");
+    drop(stdin);
+    assert_eq!(read_all(run.streams.stdout).await, "typed\ncontainer 1 /tmp\n");
+    assert_eq!(read_all(run.streams.stderr.expect("no terminal")).await, "err\n");
+    assert_eq!(run.exit.await, Ok(9));
+
+    let run = sandbox.keeper.exec("c", exec(&["sleep", "600"])).await.expect("executed");
+    sandbox.keeper.signal_exec(run.number, 9).await.expect("sent");
+    assert_eq!(run.exit.await, Ok(137));
+
+    // At once, and none mistaken for another.
+    let many = futures::future::join_all((0..20).map(|number| {
+        let keeper = sandbox.keeper.clone();
+        async move {
+            let script = format!("exit {number}");
+            let run = keeper.exec("c", exec(&["sh", "-c", &script])).await.expect("executed");
+            run.exit.await.expect("told")
+        }
+    }))
+    .await;
+    assert_eq!(many, (0..20).collect::<Vec<_>>());
+
+    // It lives in the container's cgroup, and ends with the container.
+    let run = sandbox.keeper.exec("c", exec(&["sleep", "600"])).await.expect("executed");
+    sandbox.keeper.signal("c", 9).await.expect("sent");
+    assert_eq!(run.exit.await, Ok(137));
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn exec_in_a_terminal() {
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    sandbox.start(house.container(&sandbox, "c", &["sleep", "600"])).await;
+    let mut spec = exec(&["sh", "-c", "tty; read x; echo got $x; stty size"]);
+    (spec.tty, spec.stdin) = (true, true);
+    let run = sandbox.keeper.exec("c", spec).await.expect("executed");
+    assert!(run.streams.tty && run.streams.stderr.is_none());
+    let mut terminal = std::fs::File::from(run.streams.stdout);
+    let mut first = [0; 10];
+    terminal.read_exact(&mut first).expect("readable");
+    assert_eq!(&first, b"/dev/pts/0");
+    let size = rustix::termios::Winsize {
+        ws_row: 7,
+        ws_col: 77,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&terminal, size).expect("resized");
+    terminal.write_all(b"x\n").expect("written");
+    let rest = read_all(terminal.into()).await.replace('\r', "");
+    assert_eq!(rest, "\nx\ngot x\n7 77\n");
+    assert_eq!(run.exit.await, Ok(0));
+    sandbox.end().await;
+    house.is_empty();
+}
+
+pub async fn exec_that_cannot_be_executed() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    sandbox.start(house.container(&sandbox, "c", &["sleep", "600"])).await;
+    for (argv, directory, expected) in [
+        ("foo", None, "exec: \"foo\": executable file not found in $PATH"),
+        ("/data/plain", None, "exec: \"/data/plain\": permission denied"),
+        (
+            "pwd",
+            Some("/nowhere"),
+            "chdir to cwd (\"/nowhere\") set in config.json failed: no such file or directory",
+        ),
+    ] {
+        let mut spec = exec(&[argv]);
+        spec.working_dir = directory.map(str::to_owned);
+        match sandbox.keeper.exec("c", spec).await {
+            Err(KeeperError::Refused(refusal)) => {
+                assert_eq!((refusal.kind, refusal.message.as_str()), (RefusalKind::Command, expected));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let run = sandbox.keeper.exec("c", exec(&["/data/junk"])).await.expect("executed");
+    let error = read_all(run.streams.stderr.expect("no terminal")).await;
+    assert_eq!(error, "exec /data/junk: exec format error\n");
+    assert_eq!(run.exit.await, Ok(1));
+
+    sandbox.keeper.signal("c", 9).await.expect("sent");
+    let state = sandbox.exit("c").await;
+    assert!(matches!(state, ContainerState::Exited { signal: Some(9), .. }));
+    match sandbox.keeper.exec("c", exec(&["true"])).await {
+        Err(KeeperError::Refused(refusal)) => assert_eq!(refusal.kind, RefusalKind::WrongState),
+        other => panic!("{other:?}"),
+    }
+    sandbox.end().await;
+    house.is_empty();
+}
