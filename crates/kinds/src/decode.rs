@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::base64;
 use crate::duplicates;
 use crate::quantity::Quantity;
 use crate::schema::{Form, SchemaRef, Type};
@@ -182,7 +183,7 @@ impl Reader {
             Type::Number if !value.is_number() => self.mismatch(value, "float64"),
             Type::Int64 if value.as_i64().is_none() => self.mismatch(value, "int64"),
             Type::Int32 if !fits_int32(value) => self.mismatch(value, "int32"),
-            Type::Bytes => match value.as_str().map(canonical_base64) {
+            Type::Bytes => match value.as_str().map(base64::canonical) {
                 Some(Ok(None)) => {}
                 Some(Ok(Some(canonical))) => *value = canonical.into(),
                 Some(Err(at)) => return Err(format!("illegal base64 data at input byte {at}")),
@@ -292,36 +293,4 @@ fn zero(schema: &SchemaRef) -> Value {
         Type::Quantity => "0".into(),
         Type::List | Type::Map | Type::Bytes | Type::Time | Type::MicroTime | Type::Any => Value::Null,
     }
-}
-
-/// Standard base64 with padding, line breaks allowed, as Go reads it: `None` if the text is canonical already,
-/// the offset of the first wrong byte as the error.
-fn canonical_base64(text: &str) -> Result<Option<String>, usize> {
-    let digit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
-    let bytes: Vec<(usize, u8)> =
-        text.bytes().enumerate().filter(|(_, byte)| !matches!(byte, b'\r' | b'\n')).collect();
-    let end = text.len();
-    for (quad, chunk) in bytes.chunks(4).enumerate() {
-        let last = (quad + 1) * 4 >= bytes.len();
-        let wrong = chunk.iter().position(|(_, byte)| !digit(*byte));
-        match wrong {
-            None if chunk.len() == 4 => {}
-            None => return Err(end - chunk.len()),
-            Some(place) => {
-                let (offset, byte) = chunk[place];
-                let padding = chunk[place..].iter().all(|(_, byte)| *byte == b'=');
-                if byte != b'=' || place < 2 {
-                    return Err(offset);
-                }
-                match (chunk.len() == 4, padding, last) {
-                    (false, ..) => return Err(end),
-                    (true, false, _) => return Err(chunk.get(place + 1).map_or(end, |(offset, _)| *offset)),
-                    (true, true, false) => return Err(bytes[(quad + 1) * 4].0),
-                    (true, true, true) => {}
-                }
-            }
-        }
-    }
-    let canonical = bytes.len() == text.len();
-    Ok((!canonical).then(|| bytes.iter().map(|(_, byte)| char::from(*byte)).collect()))
 }

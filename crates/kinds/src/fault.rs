@@ -75,6 +75,8 @@ pub struct Fault {
     pub bad_value: Value,
     /// What would be right.
     pub detail: String,
+    /// The value as text where Go prints its fields in another order than `bad_value` has them.
+    shown: Option<String>,
 }
 
 /// A fault as it stands in `Status.details.causes`.
@@ -90,7 +92,13 @@ pub struct Cause {
 
 impl Fault {
     fn new(path: Path<'_>, reason: FaultReason, bad_value: Value, detail: impl Into<String>) -> Fault {
-        Fault { path: path.to_string(), reason, bad_value, detail: detail.into() }
+        Fault { path: path.to_string(), reason, bad_value, detail: detail.into(), shown: None }
+    }
+
+    /// The same fault, showing the value as this text.
+    pub(crate) fn showing(mut self, text: String) -> Fault {
+        self.shown = Some(text);
+        self
     }
 
     /// The field must be given.
@@ -140,6 +148,12 @@ impl Fault {
         Fault::new(path, FaultReason::NotFound, bad_value.into(), "")
     }
 
+    /// The same fault with these words about what would be right.
+    pub(crate) fn saying(mut self, detail: impl Into<String>) -> Fault {
+        self.detail = detail.into();
+        self
+    }
+
     /// The text without the path.
     pub fn message(&self) -> String {
         let mut text = self.reason.text().to_owned();
@@ -150,6 +164,7 @@ impl Fault {
         if shown {
             text.push_str(": ");
             match &self.bad_value {
+                _ if self.shown.is_some() => text.push_str(self.shown.as_deref().unwrap_or_default()),
                 Value::String(word) => text.push_str(&quote(word)),
                 other => text.push_str(&other.to_string()),
             }

@@ -1,5 +1,7 @@
 //! A kind: its names and facts as data, and the rules that only it has.
 
+use std::sync::OnceLock;
+
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,7 +9,7 @@ use serde_json::Value;
 use crate::decode::{self, Decoded};
 use crate::rules::Rules;
 use crate::schema::{self, SchemaRef};
-use crate::table::Column;
+use crate::table::{Column, Heading};
 use crate::{Fault, metadata};
 
 /// A part of a resource that is read and written on its own.
@@ -59,6 +61,7 @@ pub struct Kind {
     storage_space: String,
     schema: SchemaRef,
     rules: &'static Rules,
+    columns: OnceLock<Vec<Column>>,
 }
 
 impl Kind {
@@ -74,6 +77,7 @@ impl Kind {
             storage_space,
             schema: schema::definition(&data.definition).expect("the generator writes the schema of each kind"),
             rules,
+            columns: OnceLock::new(),
             data,
         }
     }
@@ -216,7 +220,7 @@ impl Kind {
 
     /// The columns of a `Table` answer.
     pub fn columns(&self) -> &[Column] {
-        self.rules.columns
+        self.columns.get_or_init(|| self.rules.columns.iter().map(Heading::column).collect())
     }
 
     /// One row of a `Table` answer.

@@ -7,11 +7,15 @@
 //!
 //! No IO and no clock: storing, admission, authorization and the merging of patches are for others.
 
+mod base64;
 mod decode;
+mod descriptions;
 mod discovery;
 mod duplicates;
 mod fault;
+mod groups;
 mod kind;
+mod labels;
 pub mod metadata;
 pub mod names;
 mod quantity;

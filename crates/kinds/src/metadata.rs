@@ -84,7 +84,7 @@ pub(crate) fn validate_labels(labels: &Value, path: Path<'_>, faults: &mut Vec<F
         }
         let value = value.as_str().unwrap_or_default();
         for problem in names::label_value(value) {
-            faults.push(Fault::invalid(path.key(key), value, problem));
+            faults.push(Fault::invalid(path, value, problem));
         }
     }
 }

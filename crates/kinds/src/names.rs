@@ -32,8 +32,14 @@ fn is_qualified(text: &str) -> bool {
     }
 }
 
-fn too_long(limit: usize) -> String {
+/// The text for labels and their keys that are too long.
+fn too_many_bytes(limit: usize) -> String {
     format!("must be no more than {limit} bytes")
+}
+
+/// The text for names that are too long.
+fn too_long(limit: usize) -> String {
+    format!("must be no more than {limit} characters")
 }
 
 /// A text that names the pattern and gives examples.
@@ -42,7 +48,7 @@ fn pattern(message: &str, pattern: &str, examples: &[&str]) -> String {
         return format!("{message} (regex used for validation is '{pattern}')");
     }
     let examples: Vec<String> = examples.iter().map(|example| format!("'{example}'")).collect();
-    format!("{message} (e.g. {}, regex used for validation is '{pattern}')", examples.join(", or "))
+    format!("{message} (e.g. {}, regex used for validation is '{pattern}')", examples.join(",  or "))
 }
 
 /// A DNS label after RFC 1123: names of namespaces, containers, ports, services.
@@ -109,7 +115,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
     if name.is_empty() {
         faults.push("name part must be non-empty".to_owned());
     } else if name.len() > 63 {
-        faults.push(format!("name part {}", too_long(63)));
+        faults.push(format!("name part {}", too_many_bytes(63)));
     }
     if !is_qualified(name) {
         faults.push(format!("name part {}", pattern(text, QUALIFIED, &examples)));
@@ -121,7 +127,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
 pub fn label_value(value: &str) -> Vec<String> {
     let mut faults = Vec::new();
     if value.len() > 63 {
-        faults.push(too_long(63));
+        faults.push(too_many_bytes(63));
     }
     if !value.is_empty() && !is_qualified(value) {
         let text = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
@@ -155,4 +161,130 @@ pub fn path_segment_name(name: &str, prefix: bool) -> Vec<String> {
     }
     let forbidden = ['/', '%'].into_iter().filter(|symbol| name.contains(*symbol));
     forbidden.map(|symbol| format!("may not contain '{symbol}'")).collect()
+}
+
+/// The text for numbers out of a range.
+pub(crate) fn between(low: i64, high: i64) -> String {
+    format!("must be between {low} and {high}, inclusive")
+}
+
+/// A port number, zero not among them.
+pub(crate) fn port_number(port: i64) -> Option<String> {
+    (!(1..=65_535).contains(&port)).then(|| between(1, 65_535))
+}
+
+/// A name of a port: at most 15 lower-case letters, digits and single dashes, one letter at least.
+pub fn port_name(name: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if name.len() > 15 {
+        faults.push(too_long(15));
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') || name.is_empty() {
+        faults.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
+    }
+    if !name.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        faults.push("must contain at least one letter (a-z)".to_owned());
+    }
+    if name.contains("--") {
+        faults.push("must not contain consecutive hyphens".to_owned());
+    }
+    if name.starts_with('-') || name.ends_with('-') {
+        faults.push("must not begin or end with a hyphen".to_owned());
+    }
+    faults
+}
+
+/// A key of a ConfigMap or Secret, which becomes a file name.
+pub fn config_key(key: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if key.len() > 253 {
+        faults.push(too_long(253));
+    }
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    if key.is_empty() || !key.bytes().all(plain) {
+        let text = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
+        faults.push(pattern(text, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
+    }
+    match key {
+        "." => faults.push("must not be '.'".to_owned()),
+        ".." => faults.push("must not be '..'".to_owned()),
+        _ if key.starts_with("..") => faults.push("must not start with '..'".to_owned()),
+        _ => {}
+    }
+    faults
+}
+
+/// A name of an environment variable: printable ASCII without `=`.
+pub fn environment_name(name: &str) -> Vec<String> {
+    let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'=';
+    match !name.is_empty() && name.bytes().all(plain) {
+        true => Vec::new(),
+        false => {
+            let text = "a valid environment variable name must consist only of printable ASCII characters other than '='";
+            vec![text.to_owned()]
+        }
+    }
+}
+
+/// A name of an HTTP header.
+pub(crate) fn http_header(name: &str) -> Vec<String> {
+    match !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+        true => Vec::new(),
+        false => {
+            let text = "a valid HTTP header must consist of alphanumeric characters or '-'";
+            vec![pattern(text, "[-A-Za-z0-9]+", &["X-Header-Name"])]
+        }
+    }
+}
+
+/// A DNS subdomain whose labels may begin or end with an underscore, as search domains may.
+pub(crate) fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    if value.len() > 253 {
+        faults.push(too_long(253));
+    }
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    let label = |label: &str| {
+        let edges = [label.bytes().next(), label.bytes().last()];
+        edges.into_iter().all(|edge| edge.is_some_and(|byte| plain(byte) && byte != b'-')) && label.bytes().all(plain)
+    };
+    if !value.split('.').all(label) {
+        let part = "[a-z0-9_]([-_a-z0-9]*[a-z0-9_])?";
+        let text = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
+        faults.push(pattern(text, &format!("{part}(\\.{part})*"), &["example.com"]));
+    }
+    faults
+}
+
+/// An IPv4 or IPv6 address.
+pub(crate) fn ip_address(value: &str) -> Option<String> {
+    match value.parse::<std::net::IpAddr>() {
+        Ok(_) => None,
+        Err(_) => Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()),
+    }
+}
+
+/// A range of addresses.
+pub(crate) fn cidr(value: &str) -> Option<String> {
+    let valid = value.split_once('/').is_some_and(|(address, bits)| {
+        let limit = match address.parse::<std::net::IpAddr>() {
+            Ok(std::net::IpAddr::V4(_)) => 32,
+            Ok(std::net::IpAddr::V6(_)) => 128,
+            Err(_) => return false,
+        };
+        bits.len() <= 3 && bits.bytes().all(|byte| byte.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|bits| bits <= limit)
+    });
+    (!valid).then(|| "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned())
+}
+
+/// A number or a percentage: `25%`.
+pub(crate) fn percentage(value: &str) -> Option<String> {
+    let digits = value.strip_suffix('%').unwrap_or_default();
+    match !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => None,
+        false => {
+            let text = "a valid percent string must be a numeric string followed by an ending '%'";
+            Some(pattern(text, "[0-9]+%", &["1%", "93%"]))
+        }
+    }
 }

@@ -3,8 +3,9 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
+use crate::groups::{apps, authentication, coordination, core, discovery, events, policy, rbac};
 use crate::names::{self, NameCheck};
-use crate::table::{Column, age};
+use crate::table::Heading;
 use crate::{Fault, metadata};
 
 /// The rules of a kind. A kind's file holds one constant of these, starting from [`Rules::PLAIN`].
@@ -17,7 +18,7 @@ pub(crate) struct Rules {
     pub(crate) validate: fn(&Value, &mut Vec<Fault>),
     pub(crate) validate_update: fn(&Value, &Value, Option<&str>, &mut Vec<Fault>),
     pub(crate) warnings: fn(&Value) -> Vec<String>,
-    pub(crate) columns: &'static [Column],
+    pub(crate) columns: &'static [Heading],
     pub(crate) cells: fn(&Value, Timestamp) -> Vec<Value>,
     pub(crate) fields: fn(&Value) -> Vec<(&'static str, String)>,
 }
@@ -38,27 +39,36 @@ impl Rules {
         validate: |_, _| {},
         validate_update: |_, _, _, _| {},
         warnings: |_| Vec::new(),
-        columns: &[Column::name(NAME), Column::of("Created At", "date", "", CREATED_AT, 0)],
+        columns: &[Heading::NAME, Heading::CREATED_AT],
         cells: |object, _| vec![metadata::name(object).into(), object["metadata"]["creationTimestamp"].clone()],
         fields: |_| Vec::new(),
     };
 }
 
-/// Description of the column that names the object.
-pub(crate) const NAME: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: https://kubernetes.io/docs/concepts/overview/working-with-objects/names#names";
-/// Description of the column of the object's age.
-pub(crate) const CREATED_AT: &str = "CreationTimestamp is a timestamp representing the server time when this object was created. It is not guaranteed to be set in happens-before order across separate operations. Clients may not set this value. It is represented in RFC3339 form and is in UTC.\n\nPopulated by the system. Read-only. Null for lists. More info: https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md#metadata";
-/// The column of the object's age.
-pub(crate) const AGE: Column = Column::text("Age", CREATED_AT);
-
-/// The cell of the object's age.
-pub(crate) fn age_cell(object: &Value, now: Timestamp) -> Value {
-    age(&object["metadata"]["creationTimestamp"], now).into()
-}
-
-/// The rules of a built-in kind. A new kind is a line here.
+/// The rules of a built-in kind. A new kind that has some is a line here.
 pub(crate) fn of(group: &str, kind: &str) -> &'static Rules {
     match (group, kind) {
+        ("", "Binding") => &core::binding::RULES,
+        ("", "ConfigMap") => &core::config_map::RULES,
+        ("", "Endpoints") => &core::endpoints::RULES,
+        ("", "Event") => &core::event::RULES,
+        ("", "Namespace") => &core::namespace::RULES,
+        ("", "Node") => &core::node::RULES,
+        ("", "Pod") => &core::pod::RULES,
+        ("", "Secret") => &core::secret::RULES,
+        ("", "Service") => &core::service::RULES,
+        ("", "ServiceAccount") => &core::service_account::RULES,
+        ("apps", "Deployment") => &apps::deployment::RULES,
+        ("apps", "ReplicaSet") => &apps::replica_set::RULES,
+        ("authentication.k8s.io", "TokenRequest") => &authentication::token_request::RULES,
+        ("coordination.k8s.io", "Lease") => &coordination::lease::RULES,
+        ("discovery.k8s.io", "EndpointSlice") => &discovery::endpoint_slice::RULES,
+        ("events.k8s.io", "Event") => &events::event::RULES,
+        ("policy", "Eviction") => &policy::eviction::RULES,
+        ("rbac.authorization.k8s.io", "Role") => &rbac::role::ROLE,
+        ("rbac.authorization.k8s.io", "ClusterRole") => &rbac::role::CLUSTER_ROLE,
+        ("rbac.authorization.k8s.io", "RoleBinding") => &rbac::binding::ROLE_BINDING,
+        ("rbac.authorization.k8s.io", "ClusterRoleBinding") => &rbac::binding::CLUSTER_ROLE_BINDING,
         _ => &Rules::PLAIN,
     }
 }

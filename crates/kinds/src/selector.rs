@@ -1,6 +1,7 @@
 //! Choosing objects by their labels or fields.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde_json::Value;
 
@@ -21,7 +22,9 @@ struct Requirement {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operator {
+    Equal,
     In,
+    Unequal,
     NotIn,
     Exists,
     Absent,
@@ -116,10 +119,35 @@ fn from_map(labels: &Value) -> Vec<Requirement> {
     entries
         .map(|(key, value)| Requirement {
             key: key.clone(),
-            operator: Operator::In,
+            operator: Operator::Equal,
             values: vec![value.as_str().unwrap_or_default().to_owned()],
         })
         .collect()
+}
+
+impl fmt::Display for Selector {
+    /// The text from which the selector could be parsed again, sorted by key.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sorted: Vec<&Requirement> = self.requirements.iter().collect();
+        sorted.sort_by(|left, right| left.key.cmp(&right.key));
+        for (index, Requirement { key, operator, values }) in sorted.into_iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            let mut values = values.clone();
+            values.sort();
+            let values = values.join(",");
+            match operator {
+                Operator::Equal => write!(out, "{comma}{key}={values}")?,
+                Operator::Unequal => write!(out, "{comma}{key}!={values}")?,
+                Operator::In => write!(out, "{comma}{key} in ({values})")?,
+                Operator::NotIn => write!(out, "{comma}{key} notin ({values})")?,
+                Operator::Exists => write!(out, "{comma}{key}")?,
+                Operator::Absent => write!(out, "{comma}!{key}")?,
+                Operator::Greater => write!(out, "{comma}{key}>{values}")?,
+                Operator::Less => write!(out, "{comma}{key}<{values}")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Requirement {
@@ -127,9 +155,9 @@ impl Requirement {
         let number = |text: &str| text.parse::<i64>().ok();
         let bound = self.values.first().and_then(|text| number(text));
         match (self.operator, value) {
-            (Operator::In, Some(value)) => self.values.iter().any(|known| known == value),
-            (Operator::NotIn, Some(value)) => self.values.iter().all(|known| known != value),
-            (Operator::NotIn | Operator::Absent, None) => true,
+            (Operator::In | Operator::Equal, Some(value)) => self.values.iter().any(|known| known == value),
+            (Operator::NotIn | Operator::Unequal, Some(value)) => self.values.iter().all(|known| known != value),
+            (Operator::NotIn | Operator::Unequal | Operator::Absent, None) => true,
             (Operator::Exists, value) => value.is_some(),
             (Operator::Greater, Some(value)) => number(value).zip(bound).is_some_and(|(value, bound)| value > bound),
             (Operator::Less, Some(value)) => number(value).zip(bound).is_some_and(|(value, bound)| value < bound),
@@ -228,8 +256,8 @@ impl Parser {
             return Ok(Requirement { key, operator, values: Vec::new() });
         }
         let (operator, values) = match self.next() {
-            Some(Token::Symbol("=" | "==")) => (Operator::In, vec![self.exact_value()?]),
-            Some(Token::Symbol("!=")) => (Operator::NotIn, vec![self.exact_value()?]),
+            Some(Token::Symbol("=" | "==")) => (Operator::Equal, vec![self.exact_value()?]),
+            Some(Token::Symbol("!=")) => (Operator::Unequal, vec![self.exact_value()?]),
             Some(Token::Symbol(">")) => (Operator::Greater, vec![self.exact_value()?]),
             Some(Token::Symbol("<")) => (Operator::Less, vec![self.exact_value()?]),
             Some(Token::Word(word)) if word == "in" => (Operator::In, self.values()?),

@@ -20,41 +20,67 @@ pub struct Column {
     pub priority: i32,
 }
 
-impl Column {
-    /// A string column that is always shown.
-    pub const fn text(name: &'static str, description: &'static str) -> Column {
-        Column::of(name, "string", "", description, 0)
-    }
+/// Where the description of a column stands.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Says {
+    /// Here.
+    Text(&'static str),
+    /// At this field of this definition.
+    Field(&'static str, &'static str),
+}
 
-    /// A string column that is shown with `-o wide`.
-    pub const fn wide(name: &'static str, description: &'static str) -> Column {
-        Column::of(name, "string", "", description, 1)
-    }
+/// A column as the file of a kind writes it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Heading {
+    name: &'static str,
+    kind: &'static str,
+    format: &'static str,
+    says: Says,
+    priority: i32,
+}
 
-    /// A column of whole numbers that is always shown.
-    pub const fn number(name: &'static str, description: &'static str) -> Column {
-        Column::of(name, "integer", "", description, 0)
-    }
+const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
+impl Heading {
     /// The column that names the object.
-    pub const fn name(description: &'static str) -> Column {
-        Column::of("Name", "string", "name", description, 0)
+    pub(crate) const NAME: Heading = Heading { format: "name", ..Heading::of("Name", METADATA, "name") };
+    /// The column of the object's age.
+    pub(crate) const AGE: Heading = Heading::of("Age", METADATA, "creationTimestamp");
+    /// The column of the moment when the object was made, for kinds that have no columns of their own.
+    pub(crate) const CREATED_AT: Heading =
+        Heading { kind: "date", ..Heading::of("Created At", METADATA, "creationTimestamp") };
+
+    /// A string column that shows a field of this definition.
+    pub(crate) const fn of(name: &'static str, definition: &'static str, field: &'static str) -> Heading {
+        Heading { name, kind: "string", format: "", says: Says::Field(definition, field), priority: 0 }
     }
 
-    /// A column with all of its words.
-    pub const fn of(
-        name: &'static str,
-        kind: &'static str,
-        format: &'static str,
-        description: &'static str,
-        priority: i32,
-    ) -> Column {
+    /// A string column with a description of its own.
+    pub(crate) const fn text(name: &'static str, description: &'static str) -> Heading {
+        Heading { name, kind: "string", format: "", says: Says::Text(description), priority: 0 }
+    }
+
+    /// The same column, shown with `-o wide` only.
+    pub(crate) const fn wide(self) -> Heading {
+        Heading { priority: 1, ..self }
+    }
+
+    /// The same column, of whole numbers.
+    pub(crate) const fn number(self) -> Heading {
+        Heading { kind: "integer", ..self }
+    }
+
+    pub(crate) fn column(&self) -> Column {
+        let description = match self.says {
+            Says::Text(text) => Cow::Borrowed(text),
+            Says::Field(definition, field) => crate::descriptions::of_field(definition, field),
+        };
         Column {
-            name: Cow::Borrowed(name),
-            kind: Cow::Borrowed(kind),
-            format: Cow::Borrowed(format),
-            description: Cow::Borrowed(description),
-            priority,
+            name: Cow::Borrowed(self.name),
+            kind: Cow::Borrowed(self.kind),
+            format: Cow::Borrowed(self.format),
+            description,
+            priority: self.priority,
         }
     }
 }
@@ -87,6 +113,40 @@ pub fn age(time: &Value, now: Timestamp) -> String {
         Some(then) => human_duration(now.duration_since(then).as_secs()),
         None => "<unknown>".to_owned(),
     }
+}
+
+/// The cell of the object's age.
+pub(crate) fn age_cell(object: &Value, now: Timestamp) -> Value {
+    age(&object["metadata"]["creationTimestamp"], now).into()
+}
+
+/// A text, or what stands for none.
+pub(crate) fn or_none(text: &str) -> Value {
+    if text.is_empty() { "<none>".into() } else { text.into() }
+}
+
+/// Labels as `a=b,c=d`, or what stands for none.
+pub(crate) fn labels(labels: &Value) -> Value {
+    or_none(&crate::Selector::from_labels(labels).to_string())
+}
+
+/// A `LabelSelector` object as text, or what stands for none.
+pub(crate) fn selector(selector: &Value) -> Value {
+    match crate::Selector::from_object(selector) {
+        Ok(Some(selector)) => or_none(&selector.to_string()),
+        Ok(None) => "<none>".into(),
+        Err(_) => "<error>".into(),
+    }
+}
+
+/// Names and images of the containers of a template, each joined by commas.
+pub(crate) fn containers(template: &Value) -> [Value; 2] {
+    let joined = |field: &str| {
+        let containers = template["spec"]["containers"].as_array();
+        let words: Vec<&str> = containers.into_iter().flatten().filter_map(|container| container[field].as_str()).collect();
+        Value::from(words.join(","))
+    };
+    [joined("name"), joined("image")]
 }
 
 #[cfg(test)]

@@ -1,0 +1,4 @@
+//! apps: workloads that run for long.
+
+pub(crate) mod deployment;
+pub(crate) mod replica_set;

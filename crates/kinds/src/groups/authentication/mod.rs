@@ -1,0 +1,3 @@
+//! authentication.k8s.io: who is calling.
+
+pub(crate) mod token_request;

@@ -1,0 +1,3 @@
+//! coordination.k8s.io: who holds what.
+
+pub(crate) mod lease;

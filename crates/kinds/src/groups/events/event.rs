@@ -1,0 +1,71 @@
+//! Event in its newer form. The objects are those of the core form; some fields have other names.
+
+use serde_json::Value;
+
+use crate::fault::{Fault, Path};
+use crate::groups::core::event::{self, COLUMNS, validate_reporter};
+use crate::read::text;
+use crate::rules::Rules;
+
+pub(crate) const RULES: Rules = Rules {
+    name: |_, _| Vec::new(),
+    validate,
+    columns: COLUMNS,
+    fields: |event| event::fields(event, "regarding"),
+    cells: |event, now| (event::RULES.cells)(&to_core(event), now),
+    ..Rules::PLAIN
+};
+
+fn validate(event: &Value, faults: &mut Vec<Fault>) {
+    event::validate(event, "regarding", faults);
+    if event["eventTime"].is_null() {
+        faults.push(Fault::required(Path::new("eventTime"), ""));
+    }
+    validate_reporter(event, "reportingController", faults);
+    let note = text(event, "note");
+    if note.len() > 1024 {
+        faults.push(Fault::invalid(Path::new("message"), "", "can have at most 1024 characters"));
+    }
+    let kind = text(event, "type");
+    if !["Normal", "Warning"].contains(&kind) {
+        faults.push(Fault::invalid(Path::new("type"), "", format!("has invalid value: {kind}")));
+    }
+}
+
+/// The two names of each field, the newer one first.
+const NAMES: [(&str, &str); 7] = [
+    ("regarding", "involvedObject"),
+    ("note", "message"),
+    ("reportingController", "reportingComponent"),
+    ("deprecatedSource", "source"),
+    ("deprecatedFirstTimestamp", "firstTimestamp"),
+    ("deprecatedLastTimestamp", "lastTimestamp"),
+    ("deprecatedCount", "count"),
+];
+
+/// The same event in its core form.
+fn to_core(event: &Value) -> Value {
+    let mut event = event.clone();
+    if let Value::Object(fields) = &mut event {
+        for (newer, core) in NAMES {
+            if let Some(value) = fields.remove(newer) {
+                fields.insert(core.to_owned(), value);
+            }
+        }
+    }
+    event
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_newer_event_has_the_row_of_its_core_form() {
+        let event = json!({"regarding": {"kind": "Pod", "name": "p"}, "note": "m", "deprecatedCount": 3});
+        let core = to_core(&event);
+        assert_eq!(core, json!({"involvedObject": {"kind": "Pod", "name": "p"}, "message": "m", "count": 3}));
+    }
+}

@@ -1,0 +1,3 @@
+//! policy: what may be disturbed.
+
+pub(crate) mod eviction;
