@@ -1,13 +1,15 @@
 //! What differs between two states of an object.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::element::PathElement;
 use super::fields::FieldSet;
 use super::typed::{View, element_of, view};
 use crate::Shape;
+
+type Object = Map<String, Value>;
 
 /// The fields that differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,109 +25,50 @@ impl Comparison {
         self.modified.clone().union(&self.added)
     }
 
-    pub(crate) fn without(&self, ignored: &FieldSet) -> Comparison {
+    pub(crate) fn without(self, ignored: &FieldSet) -> Comparison {
+        if ignored.is_empty() {
+            return self;
+        }
         Comparison {
             removed: self.removed.difference_recursive(ignored),
             modified: self.modified.difference_recursive(ignored),
             added: self.added.difference_recursive(ignored),
         }
     }
-}
 
-/// Compares two states of an object of type `shape`.
-pub(crate) fn compare<S: Shape>(old: &Value, new: &Value, shape: Option<&S>) -> Comparison {
-    let mut comparison = Comparison::default();
-    Walk {
-        path: Vec::new(),
-        comparison: &mut comparison,
-    }
-    .both(old, new, shape);
-    comparison
-}
-
-struct Walk<'a> {
-    path: Vec<PathElement>,
-    comparison: &'a mut Comparison,
-}
-
-#[derive(Clone, Copy)]
-enum Side {
-    Old,
-    New,
-}
-
-impl Walk<'_> {
-    fn both<S: Shape>(&mut self, old: &Value, new: &Value, shape: Option<&S>) {
+    /// What differs between two states of a value, below the value itself.
+    fn differ<S: Shape>(&mut self, old: &Value, new: &Value, shape: Option<&S>) -> Differ {
+        if old == new {
+            return Differ::Below;
+        }
         match (view(old, shape), view(new, shape)) {
-            (View::Map(old), View::Map(new)) => {
-                let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
-                for name in names {
-                    let child = shape.and_then(|shape| shape.child(name));
-                    self.path.push(PathElement::field(name));
-                    self.either(old.get(name), new.get(name), child.as_ref());
-                    self.path.pop();
-                }
-            }
-            (View::List(old_items), View::List(new_items)) => {
-                self.lists(old_items, new_items, shape);
-            }
+            (View::Map(old), View::Map(new)) => self.maps(old, new, shape),
+            (View::List(old), View::List(new)) => self.lists(old, new, shape),
             // A null is an empty map or list where the other side has a filled one.
             (View::Map(_) | View::List(_), View::Leaf) if new.is_null() => {
-                self.below(old, Side::Old, shape);
+                self.removed = everything(old, shape);
             }
             (View::Leaf, View::Map(_) | View::List(_)) if old.is_null() => {
-                self.below(new, Side::New, shape);
+                self.added = everything(new, shape);
             }
-            _ if old == new => {}
             _ => {
-                self.comparison.modified.insert(&self.path);
-                self.below(old, Side::Old, shape);
-                self.below(new, Side::New, shape);
+                self.removed = everything(old, shape);
+                self.added = everything(new, shape);
+                return Differ::Itself;
             }
         }
+        Differ::Below
     }
 
-    fn either<S: Shape>(&mut self, old: Option<&Value>, new: Option<&Value>, shape: Option<&S>) {
-        match (old, new) {
-            (Some(old), Some(new)) => self.both(old, new, shape),
-            (Some(old), None) => {
-                self.comparison.removed.insert(&self.path);
-                self.below(old, Side::Old, shape);
-            }
-            (None, Some(new)) => {
-                self.comparison.added.insert(&self.path);
-                self.below(new, Side::New, shape);
-            }
-            (None, None) => {}
+    fn maps<S: Shape>(&mut self, old: &Object, new: &Object, shape: Option<&S>) {
+        for (name, old) in old {
+            let child = shape.and_then(|shape| shape.child(name));
+            let element = || PathElement::field(name);
+            self.place(element, Some(old), new.get(name), child.as_ref());
         }
-    }
-
-    /// Everything below the present path is on one side only.
-    fn below<S: Shape>(&mut self, value: &Value, side: Side, shape: Option<&S>) {
-        let mut step = |element: PathElement, value: &Value, child: Option<&S>| {
-            self.path.push(element);
-            match side {
-                Side::Old => self.either(Some(value), None, child),
-                Side::New => self.either(None, Some(value), child),
-            }
-            self.path.pop();
-        };
-        match view(value, shape) {
-            View::Leaf => {}
-            View::Map(map) => {
-                for (name, value) in map {
-                    let child = shape.and_then(|shape| shape.child(name));
-                    step(PathElement::field(name), value, child.as_ref());
-                }
-            }
-            View::List(items) => {
-                let child = shape.and_then(Shape::element);
-                for item in items {
-                    if let Some(element) = shape.and_then(|shape| element_of(item, shape)) {
-                        step(element, item, child.as_ref());
-                    }
-                }
-            }
+        for (name, new) in new.iter().filter(|(name, _)| !old.contains_key(*name)) {
+            let child = shape.and_then(|shape| shape.child(name));
+            self.place(|| PathElement::field(name), None, Some(new), child.as_ref());
         }
     }
 
@@ -144,19 +87,94 @@ impl Walk<'_> {
             }
         }
         for (element, (old, new)) in by_key {
-            self.path.push(element);
-            match (old[..].as_ref(), new[..].as_ref()) {
-                ([] | [_], [] | [_]) => {
-                    let (old, new) = (old.first(), new.first());
-                    self.either(old.copied(), new.copied(), child.as_ref());
+            // Items that cannot be told apart count as one value.
+            if old.len().max(new.len()) > 1 && !old.is_empty() && !new.is_empty() {
+                if old != new {
+                    self.modified.put_member(element);
                 }
-                // Items that cannot be told apart count as one value.
-                (old, []) => self.either(old.first().copied(), None, child.as_ref()),
-                ([], new) => self.either(None, new.first().copied(), child.as_ref()),
-                (old, new) if old == new => {}
-                _ => self.comparison.modified.insert(&self.path),
+                continue;
             }
-            self.path.pop();
+            let (old, new) = (old.first().copied(), new.first().copied());
+            self.place(|| element.clone(), old, new, child.as_ref());
         }
     }
+
+    /// Compares what is at one element, and puts the differences below it.
+    fn place<S: Shape>(
+        &mut self,
+        element: impl Fn() -> PathElement,
+        old: Option<&Value>,
+        new: Option<&Value>,
+        shape: Option<&S>,
+    ) {
+        match (old, new) {
+            (Some(old), Some(new)) => {
+                let mut below = Comparison::default();
+                if below.differ(old, new, shape) == Differ::Itself {
+                    self.modified.put_member(element());
+                }
+                for (set, below) in [
+                    (&mut self.removed, below.removed),
+                    (&mut self.modified, below.modified),
+                    (&mut self.added, below.added),
+                ] {
+                    if !below.is_empty() {
+                        set.put_child(element(), below);
+                    }
+                }
+            }
+            (Some(old), None) => {
+                self.removed.put_member(element());
+                self.removed.put_child(element(), everything(old, shape));
+            }
+            (None, Some(new)) => {
+                self.added.put_member(element());
+                self.added.put_child(element(), everything(new, shape));
+            }
+            (None, None) => {}
+        }
+    }
+}
+
+/// Where two values differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Differ {
+    /// They are different values.
+    Itself,
+    /// At most in what is below them.
+    Below,
+}
+
+/// Compares two states of an object of type `shape`.
+pub(crate) fn compare<S: Shape>(old: &Value, new: &Value, shape: Option<&S>) -> Comparison {
+    let mut comparison = Comparison::default();
+    // The object itself is no field.
+    comparison.differ(old, new, shape);
+    comparison
+}
+
+/// All fields below a value.
+fn everything<S: Shape>(value: &Value, shape: Option<&S>) -> FieldSet {
+    let mut all = FieldSet::new();
+    match view(value, shape) {
+        View::Leaf => {}
+        View::Map(map) => {
+            for (name, value) in map {
+                let child = shape.and_then(|shape| shape.child(name));
+                let element = PathElement::field(name);
+                all.put_member(element.clone());
+                all.put_child(element, everything(value, child.as_ref()));
+            }
+        }
+        View::List(items) => {
+            let child = shape.and_then(Shape::element);
+            for item in items {
+                if let Some(element) = shape.and_then(|shape| element_of(item, shape)) {
+                    all.put_member(element.clone());
+                    all.put_child(element, everything(item, child.as_ref()));
+                }
+            }
+        }
+    }
+    all
 }

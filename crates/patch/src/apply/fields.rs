@@ -120,6 +120,16 @@ impl FieldSet {
         both
     }
 
+    /// Whether any path is in both.
+    pub fn intersects(&self, other: &FieldSet) -> bool {
+        let shares = |member| other.members.contains(member);
+        self.members.iter().any(shares)
+            || self.children.iter().any(|(element, child)| {
+                let others = other.children.get(element);
+                others.is_some_and(|others| child.intersects(others))
+            })
+    }
+
     /// The paths that are in this set and not in the other.
     #[must_use]
     pub fn difference(&self, other: &FieldSet) -> FieldSet {
@@ -297,6 +307,7 @@ mod tests {
                 prop_assert_eq!(both.contains(path), in_one && in_other);
                 prop_assert_eq!(rest.contains(path), in_one && !in_other);
             }
+            prop_assert_eq!(one.intersects(&other), !both.is_empty());
             prop_assert_eq!(rest.union(&both), one.clone());
             prop_assert!(one.difference(&one).is_empty());
             prop_assert_eq!(union.paths().len(), set(&union.paths()).paths().len());

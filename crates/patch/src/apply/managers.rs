@@ -143,7 +143,7 @@ impl Managers {
     /// Takes fields from all managers but `except`, and forgets who has none left.
     pub(crate) fn take_from_others(&mut self, fields: &FieldSet, except: Option<&ManagerKey>) {
         for (key, manager) in &mut self.0 {
-            if Some(key) != except {
+            if Some(key) != except && manager.set.intersects(fields) {
                 manager.set = manager.set.difference(fields);
             }
         }

@@ -161,14 +161,15 @@ pub fn apply<S: Shape>(
     }
     let config = merge::remove(config, request.ignored, Some(shape)).unwrap_or_else(empty);
     let mut managers = managers_of(live);
-    let before = live.map_or_else(empty, without_managed_fields);
+    let nothing = empty();
+    let before = live.unwrap_or(&nothing);
     if live.is_some() && managers.is_empty() {
         let request = Request {
             manager: BEFORE_FIRST_APPLY,
             subresource: "",
             ..*request
         };
-        account(&mut managers, &shape.zero(), &before, &request, shape);
+        account(&mut managers, &shape.zero(), before, &request, shape);
     }
 
     let key = request.key(Operation::Apply);
@@ -182,19 +183,19 @@ pub fn apply<S: Shape>(
             time: Some(request.now.to_owned()),
         },
     );
-    let merged = merge::merge(&before, &config, Some(shape));
+    let merged = merge::merge(before, &config, Some(shape));
     let last_set = former.as_ref().map(|former| &former.set);
     let mut merged = match last_set.filter(|set| !set.is_empty()) {
         Some(last_set) => prune(&merged, last_set, &managers, shape),
         None => merged,
     };
 
-    let changed = compare(&before, &merged, Some(shape)).without(request.ignored);
+    let changed = compare(before, &merged, Some(shape)).without(request.ignored);
     let wanted = changed.set();
     let conflicts = conflicts(&managers, &key, &wanted);
     if !conflicts.is_empty()
         && !request.force
-        && !last_applied::allows(request.manager, &before, &conflicts, shape)
+        && !last_applied::allows(request.manager, before, &conflicts, shape)
     {
         let named = conflicts.iter().map(|(manager, path)| Conflict {
             manager: manager.describe(),
@@ -206,7 +207,7 @@ pub fn apply<S: Shape>(
         return Err(ApplyError::Conflicts(named));
     }
     managers.take_from_others(&wanted.union(&changed.removed), Some(&key));
-    keep_time(&mut managers, &key, former, before == merged);
+    keep_time(&mut managers, &key, former, *before == merged);
     last_applied::refresh(request.manager, &mut merged, &config);
     put_managed_fields(&mut merged, &managers);
     Ok(merged)
@@ -227,15 +228,12 @@ pub fn update<S: Shape>(old: Option<&Value>, new: &mut Value, request: &Request<
             .unwrap_or_else(|| managers_of(old)),
         None => managers_of(old),
     };
-    let after = without_managed_fields(new);
-    if old.is_some() && managers.is_empty() {
-        *new = after;
-        return;
+    if old.is_none() || !managers.is_empty() {
+        let zero = old.is_none().then(|| shape.zero());
+        let before = old.or(zero.as_ref()).unwrap_or(&Value::Null);
+        account(&mut managers, before, new, request, shape);
+        managers.cap();
     }
-    let before = old.map_or_else(|| shape.zero(), without_managed_fields);
-    account(&mut managers, &before, &after, request, shape);
-    managers.cap();
-    *new = after;
     put_managed_fields(new, &managers);
 }
 
@@ -354,21 +352,15 @@ fn managers_of(object: Option<&Value>) -> Managers {
         .unwrap_or_default()
 }
 
-fn without_managed_fields(object: &Value) -> Value {
-    let mut object = object.clone();
-    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.remove("managedFields");
-    }
-    object
-}
-
 fn put_managed_fields(object: &mut Value, managers: &Managers) {
-    if managers.is_empty() {
+    let Value::Object(members) = object else {
         return;
-    }
-    if let Value::Object(members) = object {
-        let metadata = members.entry("metadata").or_insert_with(empty);
-        if let Value::Object(metadata) = metadata {
+    };
+    let metadata = members.entry("metadata").or_insert_with(empty);
+    if let Value::Object(metadata) = metadata {
+        if managers.is_empty() {
+            metadata.remove("managedFields");
+        } else {
             metadata.insert("managedFields".to_owned(), managers.encode());
         }
     }
