@@ -1,0 +1,243 @@
+//! Taking a volume away, with whatever is mounted and written below it.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, openat2, renameat, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::{MachineError, failed};
+
+/// Directories below this depth are moved up before they are emptied, so that a tree of any depth
+/// costs a bounded number of open files and frames.
+const DEPTH_MAX: usize = 32;
+/// Rounds of unmounting: what lies on one another, and what somebody mounts meanwhile.
+const ROUNDS_MAX: usize = 16;
+
+/// Unmounts everything at and below `directory`, and removes it. Links are removed, not followed,
+/// and a mount that cannot be taken away is an error, never emptied. Absent is fine.
+pub fn remove(directory: &Path) -> Result<(), MachineError> {
+    let directory = match directory.parent().map(std::fs::canonicalize) {
+        // The kernel lists mounts under their true paths. The last part is not followed.
+        Some(Ok(above)) => above.join(directory.file_name().unwrap_or_default()),
+        Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Some(Err(error)) => return Err(failed("look at", directory)(error)),
+        None => return Err(failed("remove", directory)(Errno::INVAL)),
+    };
+    unmount_below(&directory)?;
+    remove_tree(&directory).map_err(failed("remove", &directory))
+}
+
+fn unmount_below(directory: &Path) -> Result<(), MachineError> {
+    for _ in 0..ROUNDS_MAX {
+        let mounts = mounts_below(directory).map_err(failed("list the mounts below", directory))?;
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        // Later ones lie on earlier ones.
+        for mount in mounts.iter().rev() {
+            match unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+                // It went with one above it.
+                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+                Err(error) => return Err(failed("unmount", mount)(error)),
+            }
+        }
+    }
+    Err(failed("unmount what is below", directory)(Errno::BUSY))
+}
+
+/// Mount points at and below a directory, in the order in which they were made (proc(5), mountinfo).
+fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let list = std::fs::read("/proc/self/mountinfo")?;
+    let mounts = list
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
+        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .filter(|mount| mount.starts_with(directory));
+    Ok(mounts.collect())
+}
+
+/// `\040` → blank.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .filter(|_| byte == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match octal {
+            Some(escaped) => {
+                plain.push(escaped);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(byte);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match unlinkat(CWD, path, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Errno::INVAL.into());
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let above = rustix::fs::open(above, flags, Mode::empty())?;
+    let top = open_child(above.as_fd(), name)?;
+    let mut moved = 0;
+    loop {
+        let before = moved;
+        empty(top.as_fd(), top.as_fd(), 0, &mut moved)?;
+        if moved == before {
+            break;
+        }
+    }
+    unlinkat(&above, name, AtFlags::REMOVEDIR)?;
+    Ok(())
+}
+
+/// Removes what is in a directory of the tree at `top`.
+fn empty(
+    top: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    depth: usize,
+    moved: &mut u64,
+) -> io::Result<()> {
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        match unlinkat(directory, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => continue,
+            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if depth == DEPTH_MAX {
+            move_up(top, directory, name, moved)?;
+            continue;
+        }
+        let child = open_child(directory, name)?;
+        empty(top, child.as_fd(), depth + 1, moved)?;
+        drop(child);
+        unlinkat(directory, name, AtFlags::REMOVEDIR)?;
+    }
+    Ok(())
+}
+
+/// Opens a directory in another, never through a link and never into another mount.
+fn open_child(directory: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
+    openat2(
+        directory,
+        name,
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
+    )
+}
+
+/// Puts a deep directory right below `top`, under a name that is free there.
+fn move_up(
+    top: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    name: &OsStr,
+    moved: &mut u64,
+) -> io::Result<()> {
+    loop {
+        *moved += 1;
+        let free = OsString::from(format!(".deep-{moved}"));
+        match renameat(directory, name, top, &free) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use rustix::mount::{MountFlags, mount, mount_bind};
+
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_below_is_unmounted_and_kept() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let (precious, volume) = (place.path().join("precious"), place.path().join("a volume"));
+        fs::create_dir_all(&precious).expect("a directory");
+        fs::write(precious.join("data"), "x").expect("a file");
+        fs::create_dir_all(volume.join("bound/deep")).expect("a directory");
+        fs::create_dir_all(volume.join("memory")).expect("a directory");
+        fs::write(volume.join("file"), "").expect("a file");
+        symlink(&precious, volume.join("link")).expect("a link");
+        mount_bind(&precious, volume.join("bound")).expect("a mount");
+        mount_bind(precious.join("data"), volume.join("file")).expect("a mount");
+        for _ in 0..3 {
+            mount(
+                "tmpfs",
+                volume.join("memory"),
+                "tmpfs",
+                MountFlags::empty(),
+                None,
+            )
+            .expect("a mount");
+        }
+        remove(&volume).expect("removed");
+        assert!(!volume.exists());
+        assert_eq!(fs::read(precious.join("data")).expect("it stays"), b"x");
+        assert_eq!(
+            mounts_below(place.path()).expect("a list"),
+            Vec::<PathBuf>::new()
+        );
+        remove(&volume).expect("nothing to do");
+        remove(&volume.join("none/at/all")).expect("nothing to do");
+    }
+
+    #[test]
+    fn a_link_to_a_volume_is_no_volume() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let precious = place.path().join("precious");
+        fs::create_dir_all(precious.join("x")).expect("a directory");
+        symlink(&precious, place.path().join("volume")).expect("a link");
+        remove(&place.path().join("volume")).expect("removed");
+        assert!(precious.join("x").exists());
+    }
+
+    #[test]
+    fn trees_deeper_than_any_path_are_removed() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let volume = place.path().join("volume");
+        fs::create_dir(&volume).expect("a directory");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut here = rustix::fs::open(&volume, flags, Mode::empty()).expect("a directory");
+        for _ in 0..3000 {
+            rustix::fs::mkdirat(&here, "d", Mode::from(0o700)).expect("a directory");
+            here = open_child(here.as_fd(), OsStr::new("d")).expect("a directory");
+        }
+        drop(here);
+        remove(&volume).expect("removed");
+        assert!(!volume.exists());
+    }
+
+    #[test]
+    fn blanks_in_mount_points_are_read() {
+        assert_eq!(unescape(br"/a\040b\134c"), b"/a b\\c");
+        assert_eq!(unescape(br"/a\04"), br"/a\04");
+    }
+}
