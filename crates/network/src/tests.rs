@@ -622,7 +622,7 @@ fn a_daemon_that_was_killed_finds_everything_and_repairs_what_is_not() {
         let node_port = port(tcp(None, 30_080), &[backend]);
         let old = port(
             tcp(Some(VIP), 81),
-            &[backend, SocketAddrV4::new(goes.address, 80)],
+            &[backend],
         );
         let mut changes = service("default/web", vec![vip.clone(), node_port.clone()]);
         changes.extend(service("default/old", vec![old]));
