@@ -1,0 +1,44 @@
+//! Pods stay five minutes on a node that is not ready or not reachable, unless they say otherwise.
+
+use serde_json::{Value, json};
+
+use super::Admission;
+
+const SECONDS: i64 = 300;
+const KEYS: &[&str] = &["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+
+/// Adds the tolerations that are missing.
+pub(super) fn admit(admission: &mut Admission<'_>) {
+    if !admission.creates("", "Pod") {
+        return;
+    }
+    let Some(spec) = admission.object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));
+    if tolerations.is_null() {
+        *tolerations = json!([]);
+    }
+    let Some(tolerations) = tolerations.as_array_mut() else {
+        return;
+    };
+    for key in KEYS {
+        let tolerated = tolerations.iter().any(|toleration| {
+            let of_key = toleration["key"] == *key
+                || toleration["key"].as_str().unwrap_or_default().is_empty();
+            let of_effect = matches!(
+                toleration["effect"].as_str().unwrap_or_default(),
+                "" | "NoExecute"
+            );
+            of_key && of_effect
+        });
+        if !tolerated {
+            tolerations.push(json!({
+                "key": key,
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": SECONDS,
+            }));
+        }
+    }
+}

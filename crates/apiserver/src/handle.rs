@@ -1,0 +1,509 @@
+//! The life of a request: who asks, may they, and which verb answers.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use jiff::Timestamp;
+use kinds::Kind;
+use lifecycle::Drain;
+use parking_lot::Mutex;
+use serde_json::Value;
+use store::{Key, Store};
+
+use crate::authorize::{Authorizer, require};
+use crate::caller::{self, Caller, Certified};
+use crate::encode::Head;
+use crate::meta::Meta;
+use crate::options::Accept;
+use crate::route::{Query, RequestInfo};
+use crate::status::{Failure, ResourceName};
+use crate::token::Tokens;
+use crate::verbs::list::Pages;
+use crate::{Body, Config, StartError, authorize, discovery, health, openapi, review, subresources, verbs, views};
+
+/// Bytes of a request body; upstream's limit.
+pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// Warnings on one answer, so that the head of the answer stays small.
+const WARNINGS: usize = 32;
+
+/// What all requests share.
+pub(crate) struct Core {
+    pub(crate) config: Config,
+    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) tokens: Tokens,
+    pub(crate) pages: Pages,
+    pub(crate) openapi: openapi::Documents,
+    resources: HashMap<String, Arc<Resource>>,
+    by_kind: HashMap<String, Arc<Resource>>,
+    started: ArcSwap<bool>,
+}
+
+/// A kind with what is worked out from it once.
+#[derive(Debug)]
+pub(crate) struct Resource {
+    pub(crate) kind: &'static Kind,
+    /// How objects of this kind begin on the wire.
+    pub(crate) head: Head,
+    /// How they begin in the store: as those of the kind that they are stored as.
+    pub(crate) stored_head: Head,
+    /// Fields that are called otherwise in the store: (stored, shown).
+    renames: &'static [(&'static str, &'static str)],
+    pub(crate) space: Arc<str>,
+    pub(crate) api_version: String,
+    /// The object with nothing set.
+    pub(crate) zero: Arc<Value>,
+}
+
+impl Resource {
+    fn of(kind: &'static Kind) -> Resource {
+        let api_version = kind.api_version();
+        Resource {
+            kind,
+            head: Head::new(kind.kind(), &api_version),
+            stored_head: views::stored_head(kind),
+            renames: views::renames(kind),
+            space: kind.storage_space().into(),
+            api_version,
+            zero: Arc::new(verbs::managed::zero(kind)),
+        }
+    }
+
+    /// How error texts call it.
+    pub(crate) fn name(&self) -> ResourceName<'static> {
+        ResourceName {
+            group: self.kind.group(),
+            plural: self.kind.plural(),
+        }
+    }
+
+    /// Where an object lives in the store.
+    pub(crate) fn key(&self, namespace: &str, name: &str) -> Key {
+        let name: Arc<str> = if self.kind.namespaced() {
+            format!("{namespace}/{name}").into()
+        } else {
+            name.into()
+        };
+        Key {
+            space: self.space.clone(),
+            name,
+        }
+    }
+
+    /// A stored object as one of this kind.
+    pub(crate) fn view(&self, object: Value) -> Value {
+        if object["apiVersion"] == self.api_version.as_str() && object["kind"] == self.kind.kind() {
+            return object;
+        }
+        views::shown(object, self.renames, self.kind.kind(), &self.api_version)
+    }
+
+    /// An object of this kind as it is stored.
+    pub(crate) fn to_stored(&self, object: &Value) -> store::Body {
+        if self.renames.is_empty() {
+            return self.stored_head.body(object);
+        }
+        self.stored_head.body(&views::stored(object.clone(), self.renames))
+    }
+
+    /// Whether this is the kind `name` of `group`.
+    pub(crate) fn is(&self, group: &str, name: &str) -> bool {
+        self.kind.group() == group && self.kind.kind() == name
+    }
+
+    /// 422 with these faults.
+    pub(crate) fn invalid(&self, name: &str, faults: &[kinds::Fault]) -> Failure {
+        Failure::invalid(self.kind.group(), self.kind.kind(), name, faults)
+    }
+}
+
+impl Core {
+    pub(crate) fn new(config: Config) -> Result<Core, StartError> {
+        let tokens = Tokens::new(&config.token_key, &config.issuer)?;
+        let authorizer = config
+            .authorizer
+            .clone()
+            .unwrap_or_else(|| Arc::new(authorize::MastersOnly));
+        let all: Vec<Arc<Resource>> = kinds::builtin()
+            .all()
+            .map(|kind| Arc::new(Resource::of(kind)))
+            .collect();
+        let resources = all
+            .iter()
+            .filter(|resource| !resource.kind.plural().is_empty())
+            .map(|resource| {
+                let kind = resource.kind;
+                (path_of(kind.group(), kind.version(), kind.plural()), resource.clone())
+            })
+            .collect();
+        let by_kind = all
+            .into_iter()
+            .map(|resource| {
+                let kind = resource.kind;
+                (path_of(kind.group(), kind.version(), kind.kind()), resource)
+            })
+            .collect();
+        Ok(Core {
+            config,
+            authorizer,
+            tokens,
+            pages: Pages::default(),
+            openapi: openapi::Documents::default(),
+            resources,
+            by_kind,
+            started: ArcSwap::from_pointee(false),
+        })
+    }
+
+    pub(crate) fn store(&self) -> &Store<Meta> {
+        &self.config.store
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.config.now)()
+    }
+
+    /// Whether the bootstrap objects are there.
+    pub(crate) fn is_started(&self) -> bool {
+        **self.started.load()
+    }
+
+    pub(crate) fn set_started(&self) {
+        self.started.store(Arc::new(true));
+    }
+
+    /// The resource at this place of the API.
+    pub(crate) fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
+        self.resources.get(&path_of(group, version, plural))
+    }
+
+    /// The resource whose objects are of this kind.
+    pub(crate) fn resource_of_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Resource>> {
+        self.by_kind.get(&path_of(group, version, kind))
+    }
+
+    /// A built-in resource that the server itself works with.
+    pub(crate) fn builtin(&self, group: &str, version: &str, plural: &str) -> &Arc<Resource> {
+        self.resource(group, version, plural)
+            .unwrap_or_else(|| panic!("the built-in kinds have {plural} in {group:?}/{version}"))
+    }
+
+    /// All resources, in no order.
+    pub(crate) fn all_resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.resources.values()
+    }
+
+    /// Takes notice of a write to this resource.
+    pub(crate) fn noticed(&self, _resource: &Resource) {}
+
+    /// The newest state of an object, parsed.
+    pub(crate) fn read(&self, resource: &Resource, namespace: &str, name: &str) -> Option<Value> {
+        let entry = self.store().get(&resource.key(namespace, name))?;
+        serde_json::from_slice(&entry.bytes).ok()
+    }
+}
+
+fn path_of(group: &str, version: &str, name: &str) -> String {
+    format!("{group}/{version}/{name}")
+}
+
+/// One request on a resource, with its identity known and allowed.
+pub(crate) struct Call {
+    pub(crate) core: Arc<Core>,
+    pub(crate) caller: Arc<Caller>,
+    pub(crate) resource: Arc<Resource>,
+    pub(crate) info: RequestInfo,
+    pub(crate) query: Query,
+    pub(crate) headers: HeaderMap,
+    pub(crate) accept: Accept,
+    pub(crate) now: Timestamp,
+    /// Ends long answers when the listener that the request came through drains.
+    pub(crate) drain: Drain,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Call {
+    /// A call that the server makes itself, outside of any request.
+    pub(crate) fn internal(core: &Arc<Core>, resource: &Arc<Resource>, namespace: &str, name: &str) -> Call {
+        Call {
+            core: core.clone(),
+            caller: Arc::new(Caller::apiserver()),
+            resource: resource.clone(),
+            info: RequestInfo {
+                is_resource: true,
+                group: resource.kind.group().into(),
+                version: resource.kind.version().into(),
+                resource: resource.kind.plural().into(),
+                namespace: namespace.into(),
+                name: name.into(),
+                ..RequestInfo::default()
+            },
+            query: Query::default(),
+            headers: HeaderMap::new(),
+            accept: Accept {
+                shown: crate::options::Shown::Object,
+                notation: crate::options::Notation::Json,
+                pretty: false,
+            },
+            now: core.now(),
+            drain: Drain::never(),
+            warnings: Mutex::default(),
+        }
+    }
+
+    /// The same caller's call on another object, for a request that writes through another
+    /// resource (a binding writes a pod).
+    pub(crate) fn on(&self, resource: &Arc<Resource>, namespace: &str, name: &str) -> Call {
+        let mut call = Call::internal(&self.core, resource, namespace, name);
+        call.caller = self.caller.clone();
+        call.query = self.query.clone();
+        call.headers = self.headers.clone();
+        call.now = self.now;
+        call
+    }
+
+    /// Adds a `Warning` header to the answer.
+    pub(crate) fn warn(&self, text: impl Into<String>) {
+        let mut warnings = self.warnings.lock();
+        let text = text.into();
+        if warnings.len() < WARNINGS && !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+
+    /// Where the object of this request lives.
+    pub(crate) fn key(&self) -> Key {
+        self.resource.key(&self.info.namespace, &self.info.name)
+    }
+
+    /// The names of all objects that this request is about begin so.
+    pub(crate) fn prefix(&self) -> String {
+        if self.resource.kind.namespaced() && !self.info.namespace.is_empty() {
+            format!("{}/", self.info.namespace)
+        } else {
+            String::new()
+        }
+    }
+
+    pub(crate) fn not_found(&self) -> Failure {
+        Failure::not_found(self.resource.name(), &self.info.name)
+    }
+
+    pub(crate) fn modified(&self) -> Failure {
+        Failure::modified(self.resource.name(), &self.info.name)
+    }
+}
+
+/// Answers a request. Never fails and never panics: both become a `Status`.
+pub(crate) async fn respond(
+    core: Arc<Core>,
+    caller: Option<Arc<Caller>>,
+    request: Request<Body>,
+) -> Response<Body> {
+    let answer = AssertUnwindSafe(answer(core, caller, request)).catch_unwind();
+    match answer.await {
+        Ok(Ok(response)) => response,
+        Ok(Err(failure)) => failure.into_response(),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<&str>()
+                .map(|text| (*text).to_owned())
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            tracing::error!(panic = %text, "a request handler panicked");
+            Failure::internal("this request caused apiserver to panic. Look in the logs for details")
+                .into_response()
+        }
+    }
+}
+
+async fn answer(
+    core: Arc<Core>,
+    caller: Option<Arc<Caller>>,
+    request: Request<Body>,
+) -> Result<Response<Body>, Failure> {
+    let (mut parts, body) = request.into_parts();
+    let query = Query::parse(parts.uri.query().unwrap_or_default());
+    let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
+    let caller = match caller {
+        Some(caller) => caller,
+        None => authenticate(&core, &parts)?,
+    };
+    let caller = impersonate(&core, caller, &parts.headers)?;
+    require(&core.authorizer, &caller, &info)?;
+    if !info.is_resource {
+        return unresourceful(&core, &info, &parts.headers, &query, &parts.method);
+    }
+    let Some(resource) = core.resource(&info.group, &info.version, &info.resource) else {
+        return if discovery::has_group(&info.group) {
+            Err(Failure::no_such_resource())
+        } else {
+            Ok(health::plain_not_found())
+        };
+    };
+    let accept = Accept::parse(&parts.headers, &query);
+    let now = core.now();
+    let drain = parts
+        .extensions
+        .get::<Drain>()
+        .cloned()
+        .unwrap_or_else(Drain::never);
+    let call = Call {
+        resource: resource.clone(),
+        caller,
+        info,
+        query,
+        // Streams carry what they like; only answers of objects must be acceptable.
+        accept: match accept {
+            Ok(accept) => accept,
+            Err(_) if parts.headers.contains_key(header::UPGRADE) => Accept {
+                shown: crate::options::Shown::Object,
+                notation: crate::options::Notation::Json,
+                pretty: false,
+            },
+            Err(failure) => return Err(failure),
+        },
+        headers: std::mem::take(&mut parts.headers),
+        now,
+        drain,
+        warnings: Mutex::default(),
+        core,
+    };
+    let answered = dispatch(&call, Request::from_parts(parts, body)).await;
+    let mut response = answered.unwrap_or_else(Failure::into_response);
+    for warning in call.warnings.lock().iter() {
+        let value = format!("299 - {}", kinds::quote(warning));
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+    Ok(response)
+}
+
+fn authenticate(core: &Core, parts: &http::request::Parts) -> Result<Arc<Caller>, Failure> {
+    if let Some(Certified(Some(caller))) = parts.extensions.get::<Certified>() {
+        return Ok(caller.clone());
+    }
+    if let Some(token) = caller::bearer(&parts.headers) {
+        return core
+            .tokens
+            .authenticate(core, token, &[])
+            .map(|verified| Arc::new(verified.caller))
+            .map_err(|error| {
+                tracing::debug!(%error, "token refused");
+                Failure::unauthorized()
+            });
+    }
+    Ok(Arc::new(Caller::anonymous()))
+}
+
+fn impersonate(core: &Core, caller: Arc<Caller>, headers: &HeaderMap) -> Result<Arc<Caller>, Failure> {
+    let Some((wanted, needs)) = caller::impersonation(headers)? else {
+        return Ok(caller);
+    };
+    for need in &needs {
+        let attributes = RequestInfo {
+            is_resource: true,
+            verb: "impersonate",
+            group: need.group.into(),
+            version: "v1".into(),
+            namespace: need.namespace.clone(),
+            resource: need.resource.into(),
+            subresource: need.subresource.clone(),
+            name: need.name.clone(),
+            ..RequestInfo::default()
+        };
+        require(&core.authorizer, &caller, &attributes)
+            .map_err(|_| caller::may_not_impersonate(&caller, need))?;
+    }
+    Ok(Arc::new(wanted))
+}
+
+/// Paths that are no resources: discovery, documents, health.
+fn unresourceful(
+    core: &Arc<Core>,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    query: &Query,
+    method: &Method,
+) -> Result<Response<Body>, Failure> {
+    let path = info.path.as_str();
+    if let Some(response) = health::answer(core, path, query) {
+        return Ok(response);
+    }
+    if let Some(response) = core.tokens.documents(path) {
+        return Ok(response);
+    }
+    if let Some(answer) = discovery::answer(path, headers) {
+        if *method != Method::GET && *method != Method::HEAD {
+            return Err(Failure::method_not_allowed());
+        }
+        return answer;
+    }
+    if let Some(answer) = core.openapi.answer(path, query, headers) {
+        return answer;
+    }
+    Ok(health::plain_not_found())
+}
+
+async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    let kind = call.resource.kind;
+    if !call.info.subresource.is_empty() {
+        return subresources::answer(call, request).await;
+    }
+    if kind.is_virtual() {
+        return match call.info.verb {
+            "create" => review::create(call, read_body(request).await?).await,
+            _ => Err(Failure::method_not_allowed()),
+        };
+    }
+    if !kind.verbs().iter().any(|verb| verb == call.info.verb) {
+        return Err(Failure::method_not_allowed());
+    }
+    let namespaced_kind_without_namespace = kind.namespaced()
+        && call.info.namespace.is_empty()
+        && !matches!(call.info.verb, "list" | "watch");
+    let wrong_name = match call.info.verb {
+        "create" | "list" | "deletecollection" => false,
+        "watch" => false,
+        _ => call.info.name.is_empty(),
+    };
+    if namespaced_kind_without_namespace || wrong_name {
+        return Err(Failure::method_not_allowed());
+    }
+    match call.info.verb {
+        "get" => verbs::get::get(call),
+        "list" => verbs::list::list(call),
+        "watch" => verbs::watch::watch(call),
+        "create" if !call.info.name.is_empty() => Err(Failure::method_not_allowed()),
+        "create" => verbs::create::create(call, read_body(request).await?).await,
+        "update" => verbs::update::update(call, read_body(request).await?).await,
+        "patch" => verbs::patch::patch(call, read_body(request).await?).await,
+        "delete" => verbs::delete::delete(call, read_body(request).await?).await,
+        "deletecollection" => {
+            verbs::delete_collection::delete_collection(call, read_body(request).await?).await
+        }
+        _ => Err(Failure::method_not_allowed()),
+    }
+}
+
+/// The whole body of a request, up to the limit.
+pub(crate) async fn read_body(request: Request<Body>) -> Result<Bytes, Failure> {
+    let declared = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > BODY_LIMIT) {
+        return Err(Failure::too_large());
+    }
+    let limited = http_body_util::Limited::new(request.into_body(), BODY_LIMIT);
+    match http_body_util::BodyExt::collect(limited).await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::too_large()),
+        Err(error) => Err(Failure::bad_request(format!("read the request body: {error}"))),
+    }
+}

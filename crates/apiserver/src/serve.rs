@@ -1,0 +1,181 @@
+//! The HTTPS listener: HTTP/1.1 and HTTP/2 on one port, with limits on everything that a peer
+//! decides.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use lifecycle::Drain;
+use rustls::server::WebPkiClientVerifier;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::caller::{Caller, Certified};
+use crate::handle::{Core, respond};
+use crate::Body;
+
+/// Connections that may be open at once; further peers wait in the listener's backlog.
+const CONNECTIONS: usize = 8192;
+/// A peer that has not finished its TLS handshake by then is dropped.
+const TIMEOUT_HANDSHAKE: Duration = Duration::from_secs(10);
+/// A peer that has not sent its whole request head by then is dropped (HTTP/1.1).
+const TIMEOUT_HEADERS: Duration = Duration::from_secs(32);
+/// An HTTP/2 peer is asked for a sign of life this often, so that watches of dead peers end.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Requests that one HTTP/2 connection may have open; upstream's default.
+const STREAMS: u32 = 1000;
+/// Bytes of a request head; upstream allows as much (Go's default).
+const HEADER_BYTES: u32 = 1 << 20;
+/// Bytes that HTTP/1.1 buffers for one connection, request head included.
+const BUFFER_BYTES: usize = 1 << 20;
+/// How long open requests may go on once the drain is signaled.
+const TIMEOUT_DRAIN: Duration = Duration::from_secs(5);
+
+/// Why no TLS configuration could be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The server's certificate or key is unusable.
+    #[error("use the server's certificate: {0}")]
+    Certificate(#[source] rustls::Error),
+    /// The authority cannot be used to verify clients.
+    #[error("use the authority to verify clients: {0}")]
+    Clients(String),
+}
+
+/// A TLS configuration that shows `issued` and takes, but does not ask for, client certificates
+/// of `authority`. HTTP/2 is offered before HTTP/1.1.
+///
+/// # Errors
+/// When the certificate, its key or the authority is unusable.
+pub fn tls_config(
+    authority: &pki::Authority,
+    issued: &pki::Issued,
+) -> Result<Arc<rustls::ServerConfig>, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(authority.certificate_der())
+        .map_err(|error| TlsError::Clients(error.to_string()))?;
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .allow_unauthenticated()
+            .build()
+            .map_err(|error| TlsError::Clients(error.to_string()))?;
+    let (chain, key) = issued.for_rustls();
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Certificate)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(TlsError::Certificate)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Takes connections until the drain is signaled, then waits for open requests.
+pub(crate) async fn serve(
+    core: Arc<Core>,
+    listener: TcpListener,
+    tls: Arc<rustls::ServerConfig>,
+    drain: Drain,
+) {
+    let acceptor = TlsAcceptor::from(tls);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = drain.signaled() => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let Some((stream, place)) = accepted else {
+            continue;
+        };
+        let (core, acceptor, drain) = (core.clone(), acceptor.clone(), drain.clone());
+        connections.spawn(async move {
+            connection(core, stream, acceptor, drain).await;
+            drop(place);
+        });
+    }
+    connections.close();
+    if tokio::time::timeout(TIMEOUT_DRAIN, connections.wait()).await.is_err() {
+        tracing::info!(open = connections.len(), "requests were still open at the end");
+    }
+}
+
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        Err(error) => {
+            // Out of file descriptors, most likely: trying again at once would spin.
+            tracing::warn!(%error, "accept a connection");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}
+
+async fn connection(core: Arc<Core>, stream: TcpStream, acceptor: TlsAcceptor, drain: Drain) {
+    // Events are small and must not wait for one another.
+    stream.set_nodelay(true).ok();
+    let handshake = tokio::time::timeout(TIMEOUT_HANDSHAKE, acceptor.accept(stream));
+    let stream = match handshake.await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "TLS handshake");
+            return;
+        }
+        Err(_) => return,
+    };
+    let caller = stream
+        .get_ref()
+        .1
+        .peer_certificates()
+        .and_then(|chain| Caller::from_certificate(chain.first()?))
+        .map(Arc::new);
+    let service = hyper::service::service_fn({
+        let drain = drain.clone();
+        move |request: Request<Incoming>| {
+            let (core, caller, drain) = (core.clone(), caller.clone(), drain.clone());
+            async move {
+                let mut request = request.map(Body::new);
+                request.extensions_mut().insert(Certified(caller));
+                request.extensions_mut().insert(drain);
+                Ok::<_, Infallible>(respond(core, None, request).await)
+            }
+        }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(TIMEOUT_HEADERS)
+        .max_buf_size(BUFFER_BYTES)
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADER_BYTES);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = drain.signaled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection ended");
+    }
+}

@@ -1,0 +1,234 @@
+//! Request bodies: JSON or YAML text to an object of the kind that the request is about.
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use serde_json::Value;
+
+use crate::handle::{Call, Resource};
+use crate::options::FieldValidation;
+use crate::status::Failure;
+
+/// Bytes of a body that an error text quotes.
+const QUOTED: usize = 1024;
+
+/// Reads, checks and completes an object: types are those of the resource, unknown fields are
+/// dropped or refused as asked, defaults are filled in.
+pub(crate) fn object(call: &Call, bytes: &Bytes, validation: FieldValidation) -> Result<Value, Failure> {
+    let yaml = is_yaml(&call.headers)?;
+    let mut object = parse(bytes, yaml, call.resource.kind.kind())?;
+    set_types(call, &call.resource, &mut object)?;
+    // YAML readers refuse duplicate keys themselves.
+    let raw = (!yaml && validation != FieldValidation::Ignore).then_some(&bytes[..]);
+    complete(call, &call.resource, &mut object, raw, validation).map_err(|why| {
+        let kind = call.resource.kind;
+        Failure::bad_request(format!(
+            "{} in version {} cannot be handled as a {}: {why}",
+            kind.kind(),
+            kinds::quote(kind.version()),
+            kind.kind()
+        ))
+    })?;
+    Ok(object)
+}
+
+/// Brings an object of this resource into the shape of its type, with defaults. The error says
+/// why it is none.
+pub(crate) fn complete(
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    raw: Option<&[u8]>,
+    validation: FieldValidation,
+) -> Result<(), String> {
+    let kind = resource.kind;
+    let decoded = kind.decode(object, raw);
+    if let Some(error) = decoded.error {
+        return Err(error);
+    }
+    let faults: Vec<String> = decoded.duplicate.into_iter().chain(decoded.unknown).collect();
+    if !faults.is_empty() {
+        match validation {
+            FieldValidation::Strict => {
+                return Err(format!("strict decoding error: {}", faults.join(", ")));
+            }
+            FieldValidation::Warn => faults.into_iter().for_each(|fault| call.warn(fault)),
+            FieldValidation::Ignore => {}
+        }
+    }
+    kind.default(object);
+    Ok(())
+}
+
+/// Whether the body is YAML rather than JSON.
+pub(crate) fn is_yaml(headers: &HeaderMap) -> Result<bool, Failure> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(false);
+    };
+    let media = value.to_str().unwrap_or_default();
+    match media.split(';').next().unwrap_or_default().trim() {
+        "" | "application/json" => Ok(false),
+        "application/yaml" => Ok(true),
+        _ => Err(Failure::unsupported_body()),
+    }
+}
+
+/// The text as a JSON object.
+pub(crate) fn parse(bytes: &[u8], yaml: bool, expected: &str) -> Result<Value, Failure> {
+    let unrecognized = |why: String| {
+        Failure::bad_request(format!(
+            "the object provided is unrecognized (must be of type {expected}): {why} ({})",
+            excerpt(bytes)
+        ))
+    };
+    let value: Value = if yaml {
+        yaml_value(bytes).map_err(|error| unrecognized(format!("yaml: {error}")))?
+    } else {
+        serde_json::from_slice(bytes).map_err(|error| {
+            unrecognized(format!(
+                "couldn't get version/kind; json parse error: {}",
+                go_syntax_error(bytes, &error)
+            ))
+        })?
+    };
+    if value.is_object() {
+        return Ok(value);
+    }
+    Err(unrecognized(format!(
+        "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+        match value {
+            Value::Null => "null",
+            Value::Bool(_) => "bool",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) | Value::Object(_) => "array",
+        }
+    )))
+}
+
+/// YAML as Kubernetes users mean it (YAML 1.1 booleans and octal numbers).
+pub(crate) fn yaml_value(bytes: &[u8]) -> Result<Value, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    let options = serde_saphyr::options! {
+        legacy_octal_numbers: true,
+        strict_booleans: false,
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+}
+
+/// What an error text shows of a body.
+fn excerpt(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "<empty>".into();
+    }
+    let shown = &bytes[..bytes.len().min(QUOTED)];
+    match std::str::from_utf8(shown) {
+        Ok(text) if bytes.first() == Some(&b'{') => text.to_owned(),
+        _ => crate::caller::hexadecimal(shown),
+    }
+}
+
+/// A syntax error in the words of Go's JSON decoder.
+pub(crate) fn go_syntax_error(bytes: &[u8], error: &serde_json::Error) -> String {
+    if error.is_eof() {
+        return "unexpected end of JSON input".into();
+    }
+    let text = error.to_string();
+    let context = [
+        ("key must be a string", "looking for beginning of object key string"),
+        ("expected `:`", "after object key"),
+        ("expected `,` or `}`", "after object key:value pair"),
+        ("expected `,` or `]`", "after array element"),
+        ("trailing characters", "after top-level value"),
+        ("control character", "in string literal"),
+        ("invalid escape", "in string escape code"),
+        ("invalid number", "in numeric literal"),
+        ("expected ident", "in literal"),
+        ("recursion limit", "exceeded max depth"),
+    ]
+    .iter()
+    .find(|(ours, _)| text.starts_with(ours))
+    .map_or("looking for beginning of value", |(_, go)| go);
+    let line_start: usize = bytes
+        .split_inclusive(|byte| *byte == b'\n')
+        .take(error.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
+    let offset = (line_start + error.column().saturating_sub(1)).min(bytes.len().saturating_sub(1));
+    let symbol = bytes.get(offset).map_or(' ', |byte| char::from(*byte));
+    format!("invalid character '{symbol}' {context}")
+}
+
+/// Fills in `kind` and `apiVersion`, or refuses those of another kind.
+pub(crate) fn set_types(call: &Call, resource: &Resource, object: &mut Value) -> Result<(), Failure> {
+    let kind = resource.kind;
+    let given_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
+    let given_kind = object["kind"].as_str().unwrap_or_default().to_owned();
+    let wanted_version = resource.api_version.as_str();
+    let same_kind = given_kind.is_empty() || given_kind == kind.kind();
+    let same_version = given_version.is_empty() || given_version == wanted_version;
+    if !same_kind || !same_version {
+        let api_version = if given_version.is_empty() { wanted_version } else { &given_version };
+        let named = if given_kind.is_empty() { kind.kind() } else { &given_kind };
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        let known = call.core.resource_of_kind(group, version, named).is_some();
+        let internal_group = match kind.group() {
+            "" => "core",
+            group => group.split('.').next().unwrap_or_default(),
+        };
+        let why = if !known {
+            format!(
+                "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+                kinds::quote(named),
+                kinds::quote(api_version)
+            )
+        } else if named == kind.kind() && group == kind.group() {
+            return Err(Failure::bad_request(format!(
+                "the API version in the data ({api_version}) does not match the expected API version ({wanted_version})"
+            )));
+        } else {
+            format!(
+                "converting ({version}.{named}) to ({internal_group}.{}): unknown conversion",
+                kind.kind()
+            )
+        };
+        return Err(Failure::bad_request(format!(
+            "{named} in version {} cannot be handled as a {}: {why}",
+            kinds::quote(version),
+            kind.kind()
+        )));
+    }
+    object["apiVersion"] = wanted_version.into();
+    object["kind"] = kind.kind().into();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_text_is_refused_in_gos_words() {
+        let check = |text: &str, yaml: bool, expected: &str| {
+            let failure = parse(text.as_bytes(), yaml, "Pod").expect_err(text);
+            assert_eq!(failure.message(), expected, "{text}");
+        };
+        let must = "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: ";
+        check("{", false, &format!("{must}unexpected end of JSON input ({{)"));
+        check("", false, &format!("{must}unexpected end of JSON input (<empty>)"));
+        check(
+            "{\"a\":x}",
+            false,
+            &format!("{must}invalid character 'x' looking for beginning of value ({{\"a\":x}})"),
+        );
+        let go_struct = "into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
+        check("[]", false, &format!("{must}json: cannot unmarshal array {go_struct} (5b5d)"));
+        check("a", true, &format!("{must}json: cannot unmarshal string {go_struct} (61)"));
+        assert!(parse(b"a: [", true, "Pod").is_err());
+    }
+
+    #[test]
+    fn yaml_is_read_as_users_mean_it() {
+        let value = yaml_value(b"mode: 0644\nflag: yes\ntext: \"yes\"\n").expect("well-formed");
+        assert_eq!(value, serde_json::json!({"mode": 420, "flag": true, "text": "yes"}));
+    }
+}

@@ -1,0 +1,435 @@
+//! Writing: what create, update, patch and the subresources have in common.
+//!
+//! Each write is one transaction of the store. An update reads, makes the new state, and commits
+//! on condition that nobody wrote in between; if somebody did, it starts again, unless the caller
+//! has said which state it meant.
+
+use std::sync::Arc;
+
+use http::{Response, StatusCode};
+use jiff::Timestamp;
+use rand::Rng as _;
+use serde_json::Value;
+use store::{CommitError, Entry, Expected, Key, Transaction};
+
+use super::{answer, managed};
+use crate::Body;
+use crate::admit::{self, Admission, Operation};
+use crate::allocate::{self, Claims};
+use crate::encode::{members, metadata_str};
+use crate::handle::Call;
+use crate::meta::Meta;
+use crate::options::WriteOptions;
+use crate::status::{Failure, FaultReason, fault};
+
+/// How often an update is tried against states that others keep changing, and a create against
+/// others that take the chosen addresses first.
+const TRIES: usize = 32;
+/// How many generated names are tried; upstream tries as often.
+const TRIES_NAME: usize = 8;
+/// Bytes of a generated name before its random end.
+const GENERATED_BASE: usize = 58;
+
+/// What a write has led to.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// The object as it is stored now.
+    Stored(Arc<Entry<Meta>>),
+    /// An object that is not stored: of a dry run, or one that the write has removed.
+    Unstored(Value),
+}
+
+impl Done {
+    /// The answer that shows it.
+    pub(crate) fn answer(self, call: &Call, code: StatusCode) -> Result<Response<Body>, Failure> {
+        match self {
+            Done::Stored(entry) => answer::stored(call, &entry, code),
+            Done::Unstored(object) => answer::object_value(call, &object, code),
+        }
+    }
+
+    /// The object, parsed.
+    pub(crate) fn into_object(self, call: &Call) -> Result<Value, Failure> {
+        match self {
+            Done::Stored(entry) => answer::parse(call, &entry),
+            Done::Unstored(object) => Ok(object),
+        }
+    }
+}
+
+/// A time as objects hold it: whole seconds.
+pub(crate) fn seconds(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Stores a new object that has been read and completed ([`super::body::object`]).
+pub(crate) async fn create(
+    call: &Call,
+    mut object: Value,
+    options: &WriteOptions,
+) -> Result<Done, Failure> {
+    begin_life(call, &mut object)?;
+    let prefix = metadata_str(&object, "generateName").to_owned();
+    if prefix.is_empty() || !metadata_str(&object, "name").is_empty() {
+        return create_named(call, object, options).await;
+    }
+    for _ in 1..TRIES_NAME {
+        let mut named = object.clone();
+        members(&mut named, "metadata").insert("name".into(), generated_name(&prefix).into());
+        match create_named(call, named, options).await {
+            Err(failure) if failure.reason() == "AlreadyExists" => {}
+            result => return result,
+        }
+    }
+    members(&mut object, "metadata").insert("name".into(), generated_name(&prefix).into());
+    create_named(call, object, options).await
+}
+
+async fn create_named(
+    call: &Call,
+    mut object: Value,
+    options: &WriteOptions,
+) -> Result<Done, Failure> {
+    let resource = &call.resource;
+    let kind = resource.kind;
+    kind.prepare_create(&mut object);
+    if !options.applied {
+        managed::track(call, None, &mut object, options, None);
+    }
+    let mut admission = Admission {
+        call,
+        operation: Operation::Create,
+        subresource: None,
+        object: &mut object,
+        old: None,
+    };
+    admit::mutate(&mut admission)?;
+    let name = metadata_str(&object, "name").to_owned();
+    let faults = kind.validate_create(&object);
+    if !faults.is_empty() {
+        return Err(resource.invalid(&name, &faults));
+    }
+    for warning in kind.warnings(&object) {
+        call.warn(warning);
+    }
+    admit::validate(&mut Admission {
+        call,
+        operation: Operation::Create,
+        subresource: None,
+        object: &mut object,
+        old: None,
+    })?;
+    let key = resource.key(&call.info.namespace, &name);
+    let exists = || Failure::already_exists(resource.name(), &name);
+    for _ in 0..TRIES {
+        let claims = allocate::for_create(call, &mut object)?;
+        if options.dry_run {
+            return match call.core.store().get(&key) {
+                Some(_) => Err(exists()),
+                None => Ok(Done::Unstored(object)),
+            };
+        }
+        let transaction = Transaction::create(key.clone(), resource.to_stored(&object));
+        let transaction = in_namespace(call, claims.join(transaction));
+        match commit(call, transaction).await {
+            Ok(entry) => return Ok(Done::Stored(entry)),
+            Err(Refused::Conflict(at)) if at == key => return Err(exists()),
+            Err(Refused::Conflict(at)) => lost_namespace(call, &at)?,
+            Err(Refused::Failure(failure)) => return Err(failure),
+        }
+        claims.release(&mut object);
+    }
+    Err(Failure::too_many_requests("addresses are being taken faster than this object can be stored; try again", 1))
+}
+
+/// Gives a new object what the server alone decides.
+fn begin_life(call: &Call, object: &mut Value) -> Result<(), Failure> {
+    let namespaced = call.resource.kind.namespaced();
+    let now = seconds(call.now);
+    let metadata = members(object, "metadata");
+    if namespaced {
+        match metadata.get("namespace").and_then(Value::as_str).unwrap_or_default() {
+            "" => {
+                metadata.insert("namespace".into(), call.info.namespace.as_str().into());
+            }
+            given if given == call.info.namespace => {}
+            _ => {
+                return Err(Failure::bad_request(
+                    "the namespace of the provided object does not match the namespace sent on the request",
+                ));
+            }
+        }
+    } else {
+        metadata.remove("namespace");
+    }
+    if metadata.get("resourceVersion").is_some_and(|given| given != "" && given != "0") {
+        return Err(Failure::plain_internal("resourceVersion should not be set on objects to be created"));
+    }
+    for decided in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
+        metadata.remove(decided);
+    }
+    metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    metadata.insert("creationTimestamp".into(), now.into());
+    Ok(())
+}
+
+/// A name from its beginning: five characters that form no words follow.
+fn generated_name(prefix: &str) -> String {
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut end = prefix.len().min(GENERATED_BASE);
+    while !prefix.is_char_boundary(end) {
+        end -= 1;
+    }
+    let mut name = prefix[..end].to_owned();
+    let mut random = rand::rng();
+    for _ in 0..5 {
+        name.push(char::from(ALPHABET[random.random_range(0..ALPHABET.len())]));
+    }
+    name
+}
+
+/// Adds the condition that the namespace is still there.
+fn in_namespace(call: &Call, transaction: Transaction) -> Transaction {
+    if !call.resource.kind.namespaced() {
+        return transaction;
+    }
+    transaction.check(namespace_key(&call.info.namespace), Expected::Present)
+}
+
+fn namespace_key(namespace: &str) -> Key {
+    Key::new("namespaces", namespace)
+}
+
+/// 404 if it was the namespace whose condition did not hold.
+fn lost_namespace(call: &Call, at: &Key) -> Result<(), Failure> {
+    if *at == namespace_key(&call.info.namespace) {
+        let namespaces = call.core.builtin("", "v1", "namespaces");
+        return Err(Failure::not_found(namespaces.name(), &call.info.namespace));
+    }
+    Ok(())
+}
+
+/// Changes an object: `make` gets the state that is stored and returns the one to be stored, as
+/// often as others write in between. `sub` is the subresource through which it is written.
+pub(crate) async fn update(
+    call: &Call,
+    options: &WriteOptions,
+    sub: Option<&str>,
+    mut make: impl FnMut(&Value) -> Result<Value, Failure>,
+) -> Result<Done, Failure> {
+    let resource = &call.resource;
+    let key = call.key();
+    for _ in 0..TRIES {
+        let entry = call.core.store().get(&key).ok_or_else(|| call.not_found())?;
+        let old = answer::parse(call, &entry)?;
+        let mut new = make(&old)?;
+        let pinned = check_identity(call, &new, &old)?;
+        carry_over(&mut new, &old);
+        let claims = finish(call, &mut new, &old, options, sub)?;
+        if options.dry_run {
+            return Ok(Done::Unstored(new));
+        }
+        if new == old {
+            return Ok(Done::Stored(entry));
+        }
+        let gone = is_finished(&new);
+        let body = resource.to_stored(&new);
+        let transaction = if gone {
+            let transaction = Transaction::remove(key.clone(), entry.revision, body);
+            allocate::for_delete(call, &new).join(transaction)
+        } else {
+            claims.join(Transaction::replace(key.clone(), entry.revision, body))
+        };
+        match commit(call, transaction).await {
+            Ok(entry) => return Ok(Done::Stored(entry)),
+            Err(Refused::Conflict(at)) if at == key && pinned => return Err(call.modified()),
+            Err(Refused::Conflict(_)) => {}
+            Err(Refused::Failure(failure)) => return Err(failure),
+        }
+    }
+    Err(call.modified())
+}
+
+/// Admission, strategy and validation of an update.
+fn finish(
+    call: &Call,
+    new: &mut Value,
+    old: &Value,
+    options: &WriteOptions,
+    sub: Option<&str>,
+) -> Result<Claims, Failure> {
+    let kind = call.resource.kind;
+    admit::mutate(&mut Admission {
+        call,
+        operation: Operation::Update,
+        subresource: sub,
+        object: new,
+        old: Some(old),
+    })?;
+    kind.prepare_update(new, old, sub);
+    if !options.applied {
+        managed::track(call, Some(old), new, options, sub);
+    }
+    let faults = kind.validate_update(new, old, sub);
+    if !faults.is_empty() {
+        return Err(call.resource.invalid(&call.info.name, &faults));
+    }
+    for warning in kind.warnings(new) {
+        call.warn(warning);
+    }
+    admit::validate(&mut Admission {
+        call,
+        operation: Operation::Update,
+        subresource: sub,
+        object: new,
+        old: Some(old),
+    })?;
+    let claims = match sub {
+        None => allocate::for_update(call, new, old)?,
+        Some(_) => Claims::default(),
+    };
+    members(new, "metadata").insert(
+        "resourceVersion".into(),
+        metadata_str(old, "resourceVersion").into(),
+    );
+    Ok(claims)
+}
+
+/// Whether the new state is meant for exactly the old one; refused if it is meant for another.
+fn check_identity(call: &Call, new: &Value, old: &Value) -> Result<bool, Failure> {
+    let (uid, old_uid) = (metadata_str(new, "uid"), metadata_str(old, "uid"));
+    if !uid.is_empty() && uid != old_uid {
+        let key = call.key();
+        return Err(Failure::conflict(
+            call.resource.name(),
+            &call.info.name,
+            format!(
+                "StorageError: invalid object, Code: 4, Key: /{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
+                call.resource.kind.plural(),
+                key.name
+            ),
+        ));
+    }
+    let revision = metadata_str(new, "resourceVersion");
+    if revision.is_empty() || revision == "0" {
+        if must_name_revision(call) {
+            let fault = fault("metadata.resourceVersion", FaultReason::Invalid, 0, "must be specified for an update");
+            return Err(Failure::invalid(
+                call.resource.kind.group(),
+                call.resource.kind.plural(),
+                &call.info.name,
+                &[fault],
+            ));
+        }
+        return Ok(false);
+    }
+    if revision != metadata_str(old, "resourceVersion") {
+        return Err(call.modified());
+    }
+    Ok(true)
+}
+
+/// Kinds whose updates must say which state they change: leases, for which writers race by design.
+fn must_name_revision(call: &Call) -> bool {
+    let kind = call.resource.kind;
+    call.info.verb == "update" && (kind.group(), kind.kind()) == ("coordination.k8s.io", "Lease")
+}
+
+/// What the server decided and the new state leaves out stays.
+fn carry_over(new: &mut Value, old: &Value) {
+    let decided = [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "managedFields",
+        "generateName",
+    ];
+    let metadata = members(new, "metadata");
+    metadata.remove("selfLink");
+    for name in decided {
+        let absent = metadata.get(name).is_none_or(Value::is_null);
+        match old["metadata"].get(name) {
+            Some(value) if absent || name == "generation" => {
+                metadata.insert(name.into(), value.clone());
+            }
+            None if name.starts_with("deletion") => {
+                metadata.remove(name);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether nothing holds a deleted object any longer.
+pub(crate) fn is_finished(object: &Value) -> bool {
+    let metadata = &object["metadata"];
+    let none = |list: &Value| list.as_array().is_none_or(Vec::is_empty);
+    let namespace_held = object["kind"] == "Namespace"
+        && object["apiVersion"] == "v1"
+        && !none(&object["spec"]["finalizers"]);
+    metadata["deletionTimestamp"].is_string()
+        && metadata["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
+        && none(&metadata["finalizers"])
+        && !namespace_held
+}
+
+/// Why a transaction was not committed.
+pub(crate) enum Refused {
+    /// The condition on this key did not hold.
+    Conflict(Key),
+    /// Trying again does not help.
+    Failure(Failure),
+}
+
+/// Commits and returns the entry of the transaction's own object, which is its first write.
+pub(crate) async fn commit(call: &Call, transaction: Transaction) -> Result<Arc<Entry<Meta>>, Refused> {
+    match call.core.store().commit(transaction).await {
+        Ok(committed) => {
+            call.core.noticed(&call.resource);
+            committed.entries.into_iter().next().ok_or_else(|| {
+                Refused::Failure(Failure::internal("a transaction without writes was committed"))
+            })
+        }
+        Err(CommitError::Conflict { key, .. }) => Err(Refused::Conflict(key)),
+        Err(CommitError::Closed) => Err(Refused::Failure(Failure::unavailable(
+            "the server is shutting down",
+        ))),
+        Err(error) => {
+            tracing::error!(%error, "a write was not stored");
+            Err(Refused::Failure(Failure::internal(error)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn generated_names_are_cut_to_fit() {
+        let name = generated_name("web-");
+        assert_eq!(name.len(), 9);
+        assert!(name.starts_with("web-"));
+        assert_eq!(generated_name(&"a".repeat(100)).len(), 63);
+        assert_eq!(generated_name(&"ä".repeat(100)).len(), 63);
+    }
+
+    #[test]
+    fn an_object_goes_when_nothing_holds_it() {
+        let check = |object: Value, expected: bool| assert_eq!(is_finished(&object), expected, "{object}");
+        check(json!({"metadata": {}}), false);
+        check(json!({"metadata": {"deletionTimestamp": "t"}}), true);
+        check(json!({"metadata": {"deletionTimestamp": "t", "finalizers": ["a"]}}), false);
+        check(
+            json!({"metadata": {"deletionTimestamp": "t", "deletionGracePeriodSeconds": 30}}),
+            false,
+        );
+        check(
+            json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"deletionTimestamp": "t"}, "spec": {"finalizers": ["kubernetes"]}}),
+            false,
+        );
+    }
+}

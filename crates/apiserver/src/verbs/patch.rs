@@ -1,0 +1,237 @@
+//! Changing parts of an object: JSON patch, merge patch, strategic merge patch, server-side apply.
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use patch::apply::ApplyError;
+use patch::{JsonPatchError, StrategicError};
+use serde_json::Value;
+
+use super::managed::{Place, ignored};
+use super::{body, change, update};
+use crate::Body;
+use crate::encode::{members, metadata_str};
+use crate::handle::Call;
+use crate::options::WriteOptions;
+use crate::status::{Failure, FaultReason, fault};
+
+/// A patch that has been read.
+pub(crate) enum Change {
+    /// RFC 6902.
+    Json(Value),
+    /// RFC 7386.
+    Merge(Value),
+    /// A merge that knows by what the items of lists are told apart.
+    Strategic(Value),
+    /// A configuration to be laid over the object.
+    Apply(Value),
+}
+
+impl Change {
+    /// Reads a patch of the type that the request says.
+    pub(crate) fn read(call: &Call, bytes: &Bytes) -> Result<Change, Failure> {
+        match media_type(call) {
+            "application/json-patch+json" => Ok(Change::Json(json(bytes)?)),
+            "application/merge-patch+json" => Ok(Change::Merge(json(bytes)?)),
+            "application/strategic-merge-patch+json" => Ok(Change::Strategic(json(bytes)?)),
+            "application/apply-patch+yaml" => body::yaml_value(bytes)
+                .map(Change::Apply)
+                .map_err(|error| Failure::bad_request(format!("error decoding YAML: {error}"))),
+            _ => Err(Failure::unsupported_patch()),
+        }
+    }
+
+    /// An object that has no schema of its own, such as a scale, with the patch applied.
+    pub(crate) fn apply_plain(&self, current: &Value) -> Result<Value, Failure> {
+        let mut new = current.clone();
+        match self {
+            Change::Json(operations) => json_patch(&mut new, operations)?,
+            Change::Merge(patch) | Change::Strategic(patch) | Change::Apply(patch) => {
+                merge_patch(&mut new, patch)?;
+            }
+        }
+        Ok(new)
+    }
+
+    /// The object with the patch applied.
+    fn apply(&self, call: &Call, old: &Value, options: &WriteOptions, sub: Option<&str>) -> Result<Value, Failure> {
+        let mut new = match self {
+            Change::Apply(config) => return apply(call, Some(old), config, options, sub),
+            _ => old.clone(),
+        };
+        match self {
+            Change::Json(operations) => json_patch(&mut new, operations)?,
+            Change::Merge(patch) => merge_patch(&mut new, patch)?,
+            Change::Strategic(patch) => {
+                patch::strategic(&mut new, patch, &Place::root(&call.resource)).map_err(strategic_failure)?;
+            }
+            Change::Apply(_) => {}
+        }
+        Ok(new)
+    }
+}
+
+fn media_type(call: &Call) -> &str {
+    call.headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default()
+        .trim()
+}
+
+fn json(bytes: &Bytes) -> Result<Value, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        Failure::bad_request(format!(
+            "error decoding patch: {}",
+            body::go_syntax_error(bytes, &error)
+        ))
+    })
+}
+
+fn json_patch(object: &mut Value, operations: &Value) -> Result<(), Failure> {
+    patch::json_patch(object, operations).map_err(|error| match error {
+        JsonPatchError::Decode { .. } => Failure::bad_request(error.to_string()),
+        JsonPatchError::TooMany { .. } => {
+            Failure::too_large_because(format!("Request entity too large: {error}"))
+        }
+        JsonPatchError::Apply { .. } => {
+            tracing::debug!(%error, "JSON patch refused");
+            Failure::rejected()
+        }
+    })
+}
+
+fn merge_patch(object: &mut Value, patch: &Value) -> Result<(), Failure> {
+    patch::merge_patch(object, patch).map_err(|error| Failure::bad_request(error.to_string()))
+}
+
+fn strategic_failure(error: StrategicError) -> Failure {
+    match error {
+        StrategicError::NotAnObject { .. } | StrategicError::RetainKeys => {
+            Failure::bad_request(error.to_string())
+        }
+        _ => Failure::plain_internal(error.to_string()),
+    }
+}
+
+/// Applies the patch in the body.
+pub(crate) async fn patch(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
+    through(call, bytes, None).await
+}
+
+/// The same through a subresource with the resource's own kind.
+pub(crate) async fn through(
+    call: &Call,
+    bytes: Bytes,
+    sub: Option<&str>,
+) -> Result<Response<Body>, Failure> {
+    let applies = media_type(call) == "application/apply-patch+yaml";
+    let options = WriteOptions::parse(&call.query, &call.headers, "PatchOptions", applies)?;
+    let patch = Change::read(call, &bytes)?;
+    drop(bytes);
+    if let Change::Apply(config) = &patch {
+        check_config(call, config)?;
+        // Somebody may delete the object, or make it, between the look and the write.
+        while sub.is_none() && call.core.store().get(&call.key()).is_none() {
+            match create(call, config, &options).await {
+                Err(failure) if failure.reason() == "AlreadyExists" => {}
+                result => return result,
+            }
+        }
+    }
+    change::update(call, &options, sub, |old| {
+        let mut new = patch.apply(call, old, &options, sub)?;
+        check_result(call, &mut new, &options)?;
+        Ok(new)
+    })
+    .await?
+    .answer(call, StatusCode::OK)
+}
+
+/// The patched object must still be one of the kind, and the same one.
+fn check_result(call: &Call, new: &mut Value, options: &WriteOptions) -> Result<(), Failure> {
+    let resource = &call.resource;
+    body::set_types(call, resource, new)?;
+    let shown = new.clone();
+    body::complete(call, resource, new, None, options.validation).map_err(|why| {
+        let shown = fault("patch", FaultReason::Invalid, shown.to_string(), why);
+        Failure::invalid("", "", "", &[shown])
+    })?;
+    update::check_name(call, new)?;
+    update::check_namespace(call, new)
+}
+
+/// A configuration must say what it configures.
+fn check_config(call: &Call, config: &Value) -> Result<(), Failure> {
+    let kind = config["kind"].as_str().unwrap_or_default();
+    let api_version = config["apiVersion"].as_str().unwrap_or_default();
+    let resource = &call.resource;
+    if kind != resource.kind.kind() || api_version != resource.api_version {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        return Err(Failure::bad_request(format!(
+            "invalid object type: {group}/{version}, Kind={kind}"
+        )));
+    }
+    let name = metadata_str(config, "name");
+    if !name.is_empty() && name != call.info.name {
+        return Err(Failure::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.info.name
+        )));
+    }
+    let namespace = metadata_str(config, "namespace");
+    if resource.kind.namespaced() && !namespace.is_empty() && namespace != call.info.namespace {
+        return Err(Failure::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    Ok(())
+}
+
+/// Makes the object that a configuration describes.
+async fn create(call: &Call, config: &Value, options: &WriteOptions) -> Result<Response<Body>, Failure> {
+    let uid = metadata_str(config, "uid");
+    if !uid.is_empty() {
+        return Err(Failure::conflict(
+            call.resource.name(),
+            &call.info.name,
+            format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found"),
+        ));
+    }
+    let mut object = apply(call, None, config, options, None)?;
+    members(&mut object, "metadata").insert("name".into(), call.info.name.as_str().into());
+    check_result(call, &mut object, options)?;
+    change::create(call, object, options)
+        .await?
+        .answer(call, StatusCode::CREATED)
+}
+
+fn apply(
+    call: &Call,
+    live: Option<&Value>,
+    config: &Value,
+    options: &WriteOptions,
+    sub: Option<&str>,
+) -> Result<Value, Failure> {
+    let request = patch::apply::Request {
+        manager: &options.manager,
+        api_version: &call.resource.api_version,
+        subresource: sub.unwrap_or_default(),
+        now: &change::seconds(call.now),
+        ignored: ignored(&call.resource, sub),
+        force: options.force,
+    };
+    patch::apply::apply(live, config, &request, &Place::root(&call.resource)).map_err(|error| {
+        let text = error.to_string();
+        match error {
+            ApplyError::ManagedFields => Failure::bad_request(text),
+            ApplyError::Typed { .. } => Failure::plain_internal(text),
+            ApplyError::Conflicts(conflicts) => Failure::apply_conflicts(
+                text,
+                conflicts
+                    .into_iter()
+                    .map(|conflict| (conflict.message(), conflict.path)),
+            ),
+        }
+    })
+}

@@ -1,0 +1,71 @@
+//! Which objects a list or watch is about.
+
+use kinds::{FieldSelector, Selector};
+use serde_json::Value;
+use store::Entry;
+
+use crate::handle::{Call, Resource};
+use crate::meta::{self, Facts, Meta};
+use crate::options::ListOptions;
+use crate::status::Failure;
+
+/// Label and field selectors, checked against the kind.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    labels: Option<Selector>,
+    fields: Option<FieldSelector>,
+}
+
+impl Selection {
+    /// Reads the selectors of the options.
+    pub(crate) fn parse(call: &Call, options: &ListOptions) -> Result<Selection, Failure> {
+        let labels = options
+            .label_selector
+            .as_deref()
+            .map(|text| {
+                Selector::parse(text).map_err(|error| Failure::bad_request(error.to_string()))
+            })
+            .transpose()?;
+        let fields = options
+            .field_selector
+            .as_deref()
+            .map(|text| FieldSelector::parse(text).map_err(|error| Failure::bad_request(error.to_string())))
+            .transpose()?;
+        if let Some(selector) = &fields {
+            let known = call.resource.kind.selectable_fields(&Value::Null);
+            let unknown = selector
+                .terms()
+                .iter()
+                .map(|term| term.field.as_str())
+                .find(|field| !known.iter().any(|(known, _)| known == field));
+            if let Some(field) = unknown {
+                return Err(Failure::bad_request(format!("field label not supported: {field}")));
+            }
+        }
+        Ok(Selection { labels, fields })
+    }
+
+    /// Whether everything is selected.
+    pub(crate) fn is_all(&self) -> bool {
+        self.labels.is_none() && self.fields.is_none()
+    }
+
+    /// Whether a stored object is selected.
+    pub(crate) fn takes(&self, resource: &Resource, entry: &Entry<Meta>) -> bool {
+        self.is_all() || self.takes_facts(meta::facts(resource, entry))
+    }
+
+    fn takes_facts(&self, facts: &Facts) -> bool {
+        let labels = self
+            .labels
+            .as_ref()
+            .is_none_or(|selector| {
+                selector.matches_with(|name| facts.labels.get(name).map(String::as_str))
+            });
+        labels
+            && self
+                .fields
+                .as_ref()
+                .is_none_or(|selector| selector.matches(&facts.fields))
+    }
+}

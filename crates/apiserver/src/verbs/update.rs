@@ -1,0 +1,67 @@
+//! Replacing an object.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde_json::Value;
+
+use super::{body, change};
+use crate::Body;
+use crate::encode::{members, metadata_str};
+use crate::handle::Call;
+use crate::options::WriteOptions;
+use crate::status::Failure;
+
+/// Reads the body and stores it in place of the object of that name.
+pub(crate) async fn update(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
+    through(call, bytes, None).await
+}
+
+/// The same through a subresource with the resource's own kind, e.g. `status`.
+pub(crate) async fn through(
+    call: &Call,
+    bytes: Bytes,
+    sub: Option<&str>,
+) -> Result<Response<Body>, Failure> {
+    let options = WriteOptions::parse(&call.query, &call.headers, "UpdateOptions", false)?;
+    let mut object = body::object(call, &bytes, options.validation)?;
+    drop(bytes);
+    check_name(call, &object)?;
+    check_namespace(call, &mut object)?;
+    change::update(call, &options, sub, |_old| Ok(object.clone()))
+        .await?
+        .answer(call, StatusCode::OK)
+}
+
+/// The name in an object must be that of its path.
+pub(crate) fn check_name(call: &Call, object: &Value) -> Result<(), Failure> {
+    let wanted = &call.info.name;
+    match metadata_str(object, "name") {
+        "" => Err(Failure::bad_request(format!(
+            "the name of the object ({wanted} based on URL) was undeterminable: name must be provided"
+        ))),
+        name if name == wanted => Ok(()),
+        name => Err(Failure::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({wanted})"
+        ))),
+    }
+}
+
+/// The namespace in an object must be that of its path; left out, it becomes that.
+pub(crate) fn check_namespace(call: &Call, object: &mut Value) -> Result<(), Failure> {
+    if !call.resource.kind.namespaced() {
+        members(object, "metadata").remove("namespace");
+        return Ok(());
+    }
+    let wanted = &call.info.namespace;
+    let given = metadata_str(object, "namespace");
+    if given == wanted {
+        return Ok(());
+    }
+    if given.is_empty() {
+        members(object, "metadata").insert("namespace".into(), wanted.as_str().into());
+        return Ok(());
+    }
+    Err(Failure::bad_request(format!(
+        "the namespace of the object ({given}) does not match the namespace on the URL ({wanted})"
+    )))
+}
