@@ -7,7 +7,7 @@ use serde_json::Value;
 
 /// The floors, from the ground up. A new crate gets its place here.
 pub(crate) const FLOORS: &[(&str, &[&str])] = &[
-    ("words", &["kinds", "patch", "oci", "lifecycle", "streams", "access"]),
+    ("words", &["kinds", "patch", "oci", "lifecycle", "streams", "access", "protobuf"]),
     ("ground", &["store", "pki", "image", "runtime", "network", "volume", "dns"]),
     ("services", &["apiserver", "engine", "informer"]),
     ("workers", &["controllers", "scheduler", "node", "gateway"]),
