@@ -1,0 +1,596 @@
+//! The status of a pod as the API shows it, as a pure function of what is wanted and what is seen.
+//!
+//! Field by field, reason by reason and text by text what Kubernetes 1.36 writes.
+
+use std::net::IpAddr;
+
+use engine::ContainerState;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    self as core, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::observed::{Attempt, Observed};
+use crate::plan;
+use crate::pod::{Member, Role};
+use crate::resources;
+use crate::security;
+
+/// Why a container does not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub(crate) reason: String,
+    pub(crate) message: Option<String>,
+}
+
+/// What the worker knows of a container besides what the engine shows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Remark {
+    pub(crate) waiting: Option<Waiting>,
+    pub(crate) started: bool,
+    pub(crate) ready: bool,
+}
+
+/// The end of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Set when the pod was ended from outside its containers: it has failed, for this reason.
+    pub(crate) failure: Option<(String, String)>,
+    /// Containers that never ran are reported as lost (the pod was deleted before they started).
+    pub(crate) account_for_all: bool,
+}
+
+/// All that a status is made from.
+pub(crate) struct Situation<'a> {
+    /// The pod with the status that was written last.
+    pub(crate) pod: &'a Pod,
+    pub(crate) members: &'a [Member],
+    pub(crate) observed: &'a Observed,
+    /// Sandbox and volumes stand.
+    pub(crate) ground_ready: bool,
+    /// Nothing runs any more and nothing will.
+    pub(crate) end: Option<&'a End>,
+    pub(crate) host_ip: IpAddr,
+    pub(crate) now: Timestamp,
+}
+
+/// Makes the status.
+pub(crate) fn status(
+    situation: &Situation<'_>,
+    remark: impl Fn(&str) -> Remark,
+) -> PodStatus {
+    let pod = situation.pod;
+    let spec = pod.spec.clone().unwrap_or_default();
+    let before = pod.status.clone().unwrap_or_default();
+    let statuses = |roles: &[Role]| -> Vec<ContainerStatus> {
+        situation
+            .members
+            .iter()
+            .filter(|member| roles.contains(&member.role))
+            .map(|member| {
+                let remark = remark(&member.container.name);
+                container_status(situation, &spec, &before, member, &remark)
+            })
+            .collect()
+    };
+    let init = statuses(&[Role::Init, Role::Sidecar]);
+    let mut main = statuses(&[Role::Main]);
+    let mut ephemeral = statuses(&[Role::Ephemeral]);
+    let phase = phase(situation, &spec, &init, &main);
+    let generation = pod.metadata.generation;
+    let conditions = conditions(situation, &spec, &before, phase, &init, &main);
+    // Upstream keeps these two by name and the init containers in order.
+    main.sort_by(|left, right| left.name.cmp(&right.name));
+    ephemeral.sort_by(|left, right| left.name.cmp(&right.name));
+    let failure = situation.end.and_then(|end| end.failure.clone());
+    let (reason, message) = match failure {
+        Some((reason, message)) => (Some(reason), Some(message)),
+        None => (before.reason, before.message),
+    };
+    let address = match (spec.host_network, situation.observed.address) {
+        _ if !situation.ground_ready => None,
+        (Some(true), _) => Some(situation.host_ip.to_string()),
+        (_, address) => address.map(|address| address.to_string()),
+    };
+    let address = address.or(before.pod_ip);
+    let host_ip = situation.host_ip.to_string();
+    PodStatus {
+        phase: Some(phase.to_owned()),
+        conditions: Some(conditions),
+        reason,
+        message,
+        host_ip: Some(host_ip.clone()),
+        host_ips: Some(vec![HostIP { ip: host_ip }]),
+        pod_ips: address
+            .clone()
+            .map(|ip| vec![PodIP { ip }])
+            .or(before.pod_ips),
+        pod_ip: address,
+        start_time: before.start_time.or(Some(Time(situation.now))),
+        init_container_statuses: some_unless_empty(init),
+        container_statuses: some_unless_empty(main),
+        ephemeral_container_statuses: some_unless_empty(ephemeral),
+        qos_class: Some(resources::quality_of_service(&spec).as_str().to_owned()),
+        observed_generation: generation,
+        allocated_resources: resources::pod_requests(&spec),
+        resources: Some(resources::pod_resources(&spec)),
+        nominated_node_name: before.nominated_node_name,
+        resource_claim_statuses: before.resource_claim_statuses,
+        ..PodStatus::default()
+    }
+}
+
+fn some_unless_empty<T>(list: Vec<T>) -> Option<Vec<T>> {
+    Some(list).filter(|list| !list.is_empty())
+}
+
+fn container_status(
+    situation: &Situation<'_>,
+    spec: &PodSpec,
+    before: &PodStatus,
+    member: &Member,
+    remark: &Remark,
+) -> ContainerStatus {
+    let container = &member.container;
+    let attempts = situation.observed.containers.get(&container.name);
+    let current = attempts.and_then(|attempts| attempts.current.as_ref());
+    let previous = attempts.and_then(|attempts| attempts.previous.as_ref());
+    let known = previous_status(before, &container.name);
+    let (state, last_state) = states(situation, spec, member, remark, current, previous, known);
+    let is_running = state.running.is_some();
+    let succeeded = state
+        .terminated
+        .as_ref()
+        .is_some_and(|terminated| terminated.exit_code == 0);
+    let made = current.filter(|attempt| attempt.state != ContainerState::Created);
+    let identity = made.map(|attempt| (container_id(attempt), attempt.image_id.clone()));
+    let (id, image_id) = match (identity, known) {
+        (Some((id, image_id)), _) => (Some(id), image_id),
+        (None, Some(known)) => (known.container_id.clone(), known.image_id.clone()),
+        (None, None) => (None, String::new()),
+    };
+    let has_run = id.is_some();
+    ContainerStatus {
+        name: container.name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        image_id,
+        ready: match member.role {
+            Role::Init => succeeded,
+            Role::Sidecar | Role::Main => is_running && remark.ready,
+            Role::Ephemeral => false,
+        },
+        started: Some(is_running && remark.started),
+        restart_count: i32::try_from(current.map_or_else(
+            || known.map_or(0, |known| i64::from(known.restart_count)),
+            |attempt| i64::from(attempt.number),
+        ))
+        .unwrap_or(i32::MAX),
+        state: Some(state),
+        last_state: Some(last_state),
+        allocated_resources: has_run
+            .then(|| resources::requests(container))
+            .flatten(),
+        resources: has_run.then(|| resources::effective(container)),
+        user: id.as_ref().and_then(|_| security::user_shown(spec, container)),
+        volume_mounts: some_unless_empty(volume_mounts(container)),
+        container_id: id,
+        ..ContainerStatus::default()
+    }
+}
+
+fn previous_status<'a>(before: &'a PodStatus, name: &str) -> Option<&'a ContainerStatus> {
+    let lists = [
+        &before.init_container_statuses,
+        &before.container_statuses,
+        &before.ephemeral_container_statuses,
+    ];
+    lists
+        .into_iter()
+        .flatten()
+        .flatten()
+        .find(|status| status.name == name)
+}
+
+pub(crate) fn container_id(attempt: &Attempt) -> String {
+    format!("wharf://{}", attempt.id.0)
+}
+
+/// `state` and `lastState`.
+fn states(
+    situation: &Situation<'_>,
+    spec: &PodSpec,
+    member: &Member,
+    remark: &Remark,
+    current: Option<&Attempt>,
+    previous: Option<&Attempt>,
+    known: Option<&ContainerStatus>,
+) -> (core::ContainerState, core::ContainerState) {
+    let last = previous.and_then(terminated).map_or_else(
+        // The engine has forgotten it (the sandbox was made anew): what was written stays true.
+        || match (current, known) {
+            (None, Some(known)) if known.state.as_ref().is_some_and(|s| s.terminated.is_some()) => {
+                known.state.clone().unwrap_or_default()
+            }
+            (_, Some(known)) => known
+                .last_state
+                .clone()
+                .filter(|_| known.restart_count > 0)
+                .unwrap_or_default(),
+            (_, None) => core::ContainerState::default(),
+        },
+        of_terminated,
+    );
+    match current.map(|attempt| (attempt, &attempt.state)) {
+        Some((_, ContainerState::Running { started_at, .. })) => {
+            let running = ContainerStateRunning {
+                started_at: Some(Time(*started_at)),
+            };
+            let state = core::ContainerState {
+                running: Some(running),
+                ..core::ContainerState::default()
+            };
+            (state, last)
+        }
+        Some((attempt, ContainerState::Exited { .. })) => {
+            let ended = terminated(attempt).map(of_terminated).unwrap_or_default();
+            match (&remark.waiting, situation.end) {
+                (Some(waiting), None) => (of_waiting(waiting.clone()), ended),
+                _ => (ended, last),
+            }
+        }
+        Some((_, ContainerState::Created)) | None => {
+            if let Some(lost) = lost(situation, member, known) {
+                return (lost, last);
+            }
+            let waiting = remark.waiting.clone().unwrap_or_else(|| {
+                let has_init = spec.init_containers.iter().flatten().next().is_some();
+                let reason = match has_init {
+                    true => "PodInitializing",
+                    false => "ContainerCreating",
+                };
+                Waiting {
+                    reason: reason.to_owned(),
+                    message: None,
+                }
+            });
+            (of_waiting(waiting), last)
+        }
+    }
+}
+
+/// The end of a container of which the engine has no record.
+fn lost(
+    situation: &Situation<'_>,
+    member: &Member,
+    known: Option<&ContainerStatus>,
+) -> Option<core::ContainerState> {
+    let end = situation.end?;
+    if let Some(state) = known.and_then(|known| known.state.clone())
+        && state.terminated.is_some()
+    {
+        return Some(state);
+    }
+    let had_run = known.is_some_and(|known| known.container_id.is_some());
+    if !had_run && !(end.account_for_all && member.role == Role::Main) {
+        return None;
+    }
+    Some(of_terminated(ContainerStateTerminated {
+        exit_code: 137,
+        reason: Some("ContainerStatusUnknown".to_owned()),
+        message: Some(
+            "The container could not be located when the pod was terminated".to_owned(),
+        ),
+        container_id: known.and_then(|known| known.container_id.clone()),
+        ..ContainerStateTerminated::default()
+    }))
+}
+
+fn of_waiting(waiting: Waiting) -> core::ContainerState {
+    core::ContainerState {
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(waiting.reason),
+            message: waiting.message,
+        }),
+        ..core::ContainerState::default()
+    }
+}
+
+fn of_terminated(terminated: ContainerStateTerminated) -> core::ContainerState {
+    core::ContainerState {
+        terminated: Some(terminated),
+        ..core::ContainerState::default()
+    }
+}
+
+fn terminated(attempt: &Attempt) -> Option<ContainerStateTerminated> {
+    let ContainerState::Exited {
+        code,
+        signal: _,
+        oom_killed,
+        started_at,
+        finished_at,
+        message,
+    } = &attempt.state
+    else {
+        return None;
+    };
+    let reason = match (started_at, oom_killed, code) {
+        (None, _, _) => "StartError",
+        (_, true, _) => "OOMKilled",
+        (_, _, 0) => "Completed",
+        _ => "Error",
+    };
+    Some(ContainerStateTerminated {
+        container_id: Some(container_id(attempt)),
+        exit_code: *code,
+        reason: Some(reason.to_owned()),
+        message: message.clone().or_else(|| attempt.message.clone()),
+        started_at: Some(Time(started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
+        finished_at: Some(Time(*finished_at)),
+        ..ContainerStateTerminated::default()
+    })
+}
+
+fn volume_mounts(container: &core::Container) -> Vec<core::VolumeMountStatus> {
+    container
+        .volume_mounts
+        .iter()
+        .flatten()
+        .map(|mount| {
+            let read_only = mount.read_only == Some(true);
+            core::VolumeMountStatus {
+                name: mount.name.clone(),
+                mount_path: mount.mount_path.clone(),
+                read_only: read_only.then_some(true),
+                recursive_read_only: read_only.then(|| "Disabled".to_owned()),
+                ..core::VolumeMountStatus::default()
+            }
+        })
+        .collect()
+}
+
+/// `Pending`, `Running`, `Succeeded` or `Failed`.
+fn phase(
+    situation: &Situation<'_>,
+    spec: &PodSpec,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> &'static str {
+    let exit_code = |status: &ContainerStatus| {
+        let state = status.state.as_ref()?;
+        Some(state.terminated.as_ref()?.exit_code)
+    };
+    if let Some(end) = situation.end {
+        let failed = end.failure.is_some()
+            || !main.iter().all(|status| exit_code(status) == Some(0))
+            || main.is_empty();
+        return if failed { "Failed" } else { "Succeeded" };
+    }
+    let has_begun = main.iter().any(|status| {
+        status.container_id.is_some() || status.restart_count > 0
+    });
+    if !has_begun && !is_initialized(situation.members, init) {
+        return "Pending";
+    }
+    let is_waiting = |status: &ContainerStatus| {
+        let has = |state: &Option<core::ContainerState>, test: fn(&core::ContainerState) -> bool| {
+            state.as_ref().is_some_and(test)
+        };
+        has(&status.state, |state| state.waiting.is_some())
+            && !has(&status.last_state, |state| state.terminated.is_some())
+    };
+    if main.iter().any(is_waiting) {
+        return "Pending";
+    }
+    let restarts = |status: &ContainerStatus| {
+        let member = situation
+            .members
+            .iter()
+            .find(|member| member.container.name == status.name);
+        match (member, exit_code(status)) {
+            (Some(member), Some(code)) => {
+                plan::restarts(spec, member.role, &member.container, code)
+            }
+            _ => true,
+        }
+    };
+    let sidecar_runs = init
+        .iter()
+        .any(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
+    if main.iter().any(restarts) || sidecar_runs {
+        return "Running";
+    }
+    match main.iter().all(|status| exit_code(status) == Some(0)) {
+        true => "Succeeded",
+        false => "Failed",
+    }
+}
+
+/// Whether an init container has done what the ones behind it wait for.
+fn is_complete(role: Role, status: &ContainerStatus) -> bool {
+    match role {
+        Role::Sidecar => status.started == Some(true),
+        _ => status.ready,
+    }
+}
+
+fn is_initialized(members: &[Member], init: &[ContainerStatus]) -> bool {
+    incomplete(members, init).is_empty()
+}
+
+fn incomplete(members: &[Member], init: &[ContainerStatus]) -> Vec<String> {
+    members
+        .iter()
+        .zip(init)
+        .filter(|(member, status)| !is_complete(member.role, status))
+        .map(|(_, status)| status.name.clone())
+        .collect()
+}
+
+/// A condition before its times are filled in.
+struct Draft {
+    name: &'static str,
+    is_true: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+fn conditions(
+    situation: &Situation<'_>,
+    spec: &PodSpec,
+    before: &PodStatus,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Vec<PodCondition> {
+    let containers_ready = containers_ready(situation, phase, init, main);
+    let ready = match containers_ready.is_true {
+        true => gates_ready(spec, before),
+        false => Draft {
+            name: "Ready",
+            is_true: false,
+            reason: containers_ready.reason,
+            message: containers_ready.message.clone(),
+        },
+    };
+    let plain = |name, is_true| Draft {
+        name,
+        is_true,
+        reason: None,
+        message: None,
+    };
+    let drafts = [
+        plain("PodReadyToStartContainers", situation.ground_ready),
+        initialized(situation, phase, init, main),
+        ready,
+        containers_ready,
+        plain("PodScheduled", true),
+    ];
+    let known = before.conditions.as_deref().unwrap_or_default();
+    let own: Vec<&str> = drafts.iter().map(|draft| draft.name).collect();
+    let others = known
+        .iter()
+        .filter(|condition| !own.contains(&condition.type_.as_str()))
+        .cloned();
+    let finish = |draft: &Draft| {
+        let status = if draft.is_true { "True" } else { "False" };
+        let since = known
+            .iter()
+            .find(|condition| condition.type_ == draft.name && condition.status == status)
+            .and_then(|condition| condition.last_transition_time.clone())
+            .unwrap_or(Time(situation.now));
+        PodCondition {
+            type_: draft.name.to_owned(),
+            status: status.to_owned(),
+            reason: draft.reason.map(str::to_owned),
+            message: draft.message.clone(),
+            last_transition_time: Some(since),
+            last_probe_time: None,
+            observed_generation: situation.pod.metadata.generation,
+        }
+    };
+    drafts.iter().map(finish).chain(others).collect()
+}
+
+fn initialized(
+    situation: &Situation<'_>,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Draft {
+    let done = |reason| Draft {
+        name: "Initialized",
+        is_true: true,
+        reason,
+        message: None,
+    };
+    if phase == "Succeeded" {
+        return done(Some("PodCompleted"));
+    }
+    let has_begun = main.iter().any(|status| status.container_id.is_some());
+    let missing = incomplete(situation.members, init);
+    if has_begun || missing.is_empty() {
+        return done(None);
+    }
+    Draft {
+        name: "Initialized",
+        is_true: false,
+        reason: Some("ContainersNotInitialized"),
+        message: Some(format!(
+            "containers with incomplete status: [{}]",
+            missing.join(" ")
+        )),
+    }
+}
+
+fn containers_ready(
+    situation: &Situation<'_>,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Draft {
+    let not = |reason, message| Draft {
+        name: "ContainersReady",
+        is_true: false,
+        reason: Some(reason),
+        message,
+    };
+    match phase {
+        "Succeeded" => return not("PodCompleted", None),
+        "Failed" => return not("PodFailed", None),
+        _ => {}
+    }
+    let unready: Vec<&str> = situation
+        .members
+        .iter()
+        .filter(|member| matches!(member.role, Role::Sidecar | Role::Main))
+        .map(|member| member.container.name.as_str())
+        .filter(|name| {
+            !init
+                .iter()
+                .chain(main)
+                .any(|status| status.name == *name && status.ready)
+        })
+        .collect();
+    if unready.is_empty() {
+        return Draft {
+            name: "ContainersReady",
+            is_true: true,
+            reason: None,
+            message: None,
+        };
+    }
+    let message = format!("containers with unready status: [{}]", unready.join(" "));
+    not("ContainersNotReady", Some(message))
+}
+
+fn gates_ready(spec: &PodSpec, before: &PodStatus) -> Draft {
+    let known = before.conditions.as_deref().unwrap_or_default();
+    let faults: Vec<String> = spec
+        .readiness_gates
+        .iter()
+        .flatten()
+        .filter_map(|gate| {
+            let name = &gate.condition_type;
+            match known.iter().find(|condition| condition.type_ == *name) {
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate \"{name}\" does not exist."
+                )),
+                Some(condition) if condition.status != "True" => Some(format!(
+                    "the status of pod readiness gate \"{name}\" is not \"True\", but {}",
+                    condition.status
+                )),
+                Some(_) => None,
+            }
+        })
+        .collect();
+    let is_true = faults.is_empty();
+    Draft {
+        name: "Ready",
+        is_true,
+        reason: (!is_true).then_some("ReadinessGatesNotReady"),
+        message: (!is_true).then(|| faults.join(", ")),
+    }
+}
