@@ -127,26 +127,38 @@ impl<'a> Round<'a> {
 
     fn fill(&mut self, service: &mut Value, old: Option<&Value>) -> Result<(), Failure> {
         let already = old.map(held).unwrap_or_default();
-        let kind = service["spec"]["type"].as_str().unwrap_or("ClusterIP").to_owned();
+        let kind = service["spec"]["type"]
+            .as_str()
+            .unwrap_or("ClusterIP")
+            .to_owned();
         if kind == "ExternalName" {
             return Ok(());
         }
         self.fill_address(service, &already)?;
         let wants_ports = kind == "NodePort"
-            || (kind == "LoadBalancer" && service["spec"]["allocateLoadBalancerNodePorts"] != false);
+            || (kind == "LoadBalancer"
+                && service["spec"]["allocateLoadBalancerNodePorts"] != false);
         let count = service["spec"]["ports"].as_array().map_or(0, Vec::len);
         for index in 0..count {
             self.fill_port(service, index, wants_ports, &already)?;
         }
-        let wants_health = kind == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local";
+        let wants_health =
+            kind == "LoadBalancer" && service["spec"]["externalTrafficPolicy"] == "Local";
         if wants_health {
             self.fill_health_check(service, &already)?;
         }
         Ok(())
     }
 
-    fn fill_address(&mut self, service: &mut Value, already: &BTreeSet<Key>) -> Result<(), Failure> {
-        let asked = service["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+    fn fill_address(
+        &mut self,
+        service: &mut Value,
+        already: &BTreeSet<Key>,
+    ) -> Result<(), Failure> {
+        let asked = service["spec"]["clusterIP"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if asked == "None" {
             service["spec"]["clusterIPs"] = json!(["None"]);
         } else if asked.is_empty() {
@@ -161,7 +173,11 @@ impl<'a> Round<'a> {
         if spec["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
             spec["ipFamilies"] = json!(["IPv4"]);
         }
-        if spec["ipFamilyPolicy"].as_str().unwrap_or_default().is_empty() {
+        if spec["ipFamilyPolicy"]
+            .as_str()
+            .unwrap_or_default()
+            .is_empty()
+        {
             spec["ipFamilyPolicy"] = "SingleStack".into();
         }
         Ok(())
@@ -184,7 +200,9 @@ impl<'a> Round<'a> {
             },
             "spec": {"parentRef": {"resource": "services", "namespace": namespace, "name": self.name}},
         });
-        self.claims.take.push((address_key(&text), address_head().body(&object)));
+        self.claims
+            .take
+            .push((address_key(&text), address_head().body(&object)));
     }
 
     /// The address that was asked for, if it can be had.
@@ -215,7 +233,8 @@ impl<'a> Round<'a> {
         let size = range.end() - range.start();
         // The low end is left to Services that ask for a certain address.
         let low = range.start() + (size / 16).min(STATIC_MOST);
-        let free = |number: &u32| !self.is_taken(&address_key(&Ipv4Addr::from(*number).to_string()));
+        let free =
+            |number: &u32| !self.is_taken(&address_key(&Ipv4Addr::from(*number).to_string()));
         let mut random = rand::rng();
         (0..TRIES_RANDOM)
             .map(|_| random.random_range(low..=*range.end()))
@@ -254,13 +273,21 @@ impl<'a> Round<'a> {
             return Ok(());
         }
         if self.is_claimed(number, &protocol) {
-            return Err(self.invalid(&path, asked.into(), "provided port is already allocated".into()));
+            return Err(self.invalid(
+                &path,
+                asked.into(),
+                "provided port is already allocated".into(),
+            ));
         }
         self.take_port(number, &protocol);
         Ok(())
     }
 
-    fn fill_health_check(&mut self, service: &mut Value, already: &BTreeSet<Key>) -> Result<(), Failure> {
+    fn fill_health_check(
+        &mut self,
+        service: &mut Value,
+        already: &BTreeSet<Key>,
+    ) -> Result<(), Failure> {
         let path = "spec.healthCheckNodePort";
         let asked = service["spec"]["healthCheckNodePort"].as_u64().unwrap_or(0);
         if asked == 0 {
@@ -275,7 +302,11 @@ impl<'a> Round<'a> {
             return Ok(());
         }
         if self.is_claimed(number, "TCP") {
-            return Err(self.invalid(path, asked.into(), "provided port is already allocated".into()));
+            return Err(self.invalid(
+                path,
+                asked.into(),
+                "provided port is already allocated".into(),
+            ));
         }
         self.take_port(number, "TCP");
         Ok(())
@@ -312,9 +343,10 @@ impl<'a> Round<'a> {
 
     fn take_port(&mut self, number: u16, protocol: &str) {
         let owner = format!("{}/{}", self.call.info.namespace, self.name);
-        self.claims
-            .take
-            .push((port_key(number, protocol), Body::plain(Value::from(owner).to_string())));
+        self.claims.take.push((
+            port_key(number, protocol),
+            Body::plain(Value::from(owner).to_string()),
+        ));
     }
 
     fn give_back(&mut self, key: &Key) {
@@ -352,7 +384,11 @@ fn sibling_port(service: &Value, index: usize, protocol: &str) -> Option<u16> {
         .iter()
         .filter(|port| port["port"].as_u64() == Some(wanted))
         .filter(|port| port["protocol"].as_str().unwrap_or("TCP") != protocol)
-        .find_map(|port| u16::try_from(port["nodePort"].as_u64()?).ok().filter(|number| *number > 0))
+        .find_map(|port| {
+            u16::try_from(port["nodePort"].as_u64()?)
+                .ok()
+                .filter(|number| *number > 0)
+        })
 }
 
 /// All allocations that a Service holds.
@@ -362,10 +398,17 @@ fn held(service: &Value) -> BTreeSet<Key> {
     if spec["type"] == "ExternalName" {
         return keys;
     }
-    if let Some(address) = spec["clusterIP"].as_str().filter(|text| !matches!(*text, "" | "None")) {
+    if let Some(address) = spec["clusterIP"]
+        .as_str()
+        .filter(|text| !matches!(*text, "" | "None"))
+    {
         keys.insert(address_key(address));
     }
-    let number = |value: &Value| u16::try_from(value.as_u64()?).ok().filter(|number| *number > 0);
+    let number = |value: &Value| {
+        u16::try_from(value.as_u64()?)
+            .ok()
+            .filter(|number| *number > 0)
+    };
     for port in spec["ports"].as_array().into_iter().flatten() {
         if let Some(number) = number(&port["nodePort"]) {
             keys.insert(port_key(number, port["protocol"].as_str().unwrap_or("TCP")));
@@ -415,7 +458,10 @@ mod tests {
             "healthCheckNodePort": 30009,
             "ports": [{"nodePort": 30001}, {"nodePort": 30001, "protocol": "UDP"}, {"port": 1}],
         }});
-        let names: Vec<String> = held(&service).iter().map(|key| key.name.to_string()).collect();
+        let names: Vec<String> = held(&service)
+            .iter()
+            .map(|key| key.name.to_string())
+            .collect();
         assert_eq!(names, ["10.0.0.3", "30001/TCP", "30001/UDP", "30009/TCP"]);
         assert!(held(&json!({"spec": {"clusterIP": "None"}})).is_empty());
     }

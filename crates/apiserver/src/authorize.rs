@@ -73,9 +73,7 @@ impl Authorizer for MastersOnly {
             resource_rules: vec![
                 serde_json::json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}),
             ],
-            non_resource_rules: vec![
-                serde_json::json!({"verbs": ["*"], "nonResourceURLs": ["*"]}),
-            ],
+            non_resource_rules: vec![serde_json::json!({"verbs": ["*"], "nonResourceURLs": ["*"]})],
             evaluation_error: String::new(),
         }
     }

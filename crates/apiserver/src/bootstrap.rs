@@ -18,20 +18,35 @@ const NAMESPACES: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "
 /// Writes the objects that are missing. Those that are there are left as they are.
 pub(crate) async fn write(core: &Arc<Core>) -> Result<(), StartError> {
     for name in NAMESPACES {
-        ensure(core, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})).await?;
+        ensure(
+            core,
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )
+        .await?;
     }
     for (name, value, description) in [
-        ("system-cluster-critical", 2_000_000_000_i64, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
-        ("system-node-critical", 2_000_001_000, "Used for system critical pods that must not be moved from their current node."),
+        (
+            "system-cluster-critical",
+            2_000_000_000_i64,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
     ] {
-        ensure(core, json!({
-            "apiVersion": "scheduling.k8s.io/v1",
-            "kind": "PriorityClass",
-            "metadata": {"name": name},
-            "value": value,
-            "description": description,
-            "preemptionPolicy": "PreemptLowerPriority",
-        }))
+        ensure(
+            core,
+            json!({
+                "apiVersion": "scheduling.k8s.io/v1",
+                "kind": "PriorityClass",
+                "metadata": {"name": name},
+                "value": value,
+                "description": description,
+                "preemptionPolicy": "PreemptLowerPriority",
+            }),
+        )
         .await?;
     }
     core.set_started();
@@ -50,56 +65,65 @@ pub(crate) async fn write_service(
         return Err(StartError::ServiceRange(cidr));
     }
     let first = Ipv4Addr::from(u32::from(cidr.address) + 1);
-    ensure(core, json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {
-            "name": "kubernetes",
-            "namespace": "default",
-            "labels": {"component": "apiserver", "provider": "kubernetes"},
-        },
-        "spec": {
-            "clusterIP": first.to_string(),
-            "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
-            "sessionAffinity": "None",
-            "type": "ClusterIP",
-        },
-    }))
+    ensure(
+        core,
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {
+                "name": "kubernetes",
+                "namespace": "default",
+                "labels": {"component": "apiserver", "provider": "kubernetes"},
+            },
+            "spec": {
+                "clusterIP": first.to_string(),
+                "ports": [{"name": "https", "protocol": "TCP", "port": 443, "targetPort": port}],
+                "sessionAffinity": "None",
+                "type": "ClusterIP",
+            },
+        }),
+    )
     .await?;
     let listed: Vec<Value> = addresses
         .iter()
         .map(|address| json!({"ip": address.to_string()}))
         .collect();
-    put(core, json!({
-        "apiVersion": "v1",
-        "kind": "Endpoints",
-        "metadata": {
-            "name": "kubernetes",
-            "namespace": "default",
-            "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
-        },
-        "subsets": [{
-            "addresses": listed,
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-        }],
-    }))
+    put(
+        core,
+        json!({
+            "apiVersion": "v1",
+            "kind": "Endpoints",
+            "metadata": {
+                "name": "kubernetes",
+                "namespace": "default",
+                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
+            },
+            "subsets": [{
+                "addresses": listed,
+                "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+            }],
+        }),
+    )
     .await?;
     let endpoints: Vec<Value> = addresses
         .iter()
         .map(|address| json!({"addresses": [address.to_string()], "conditions": {"ready": true}}))
         .collect();
-    put(core, json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "kubernetes",
-            "namespace": "default",
-            "labels": {"kubernetes.io/service-name": "kubernetes"},
-        },
-        "addressType": "IPv4",
-        "endpoints": endpoints,
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    }))
+    put(
+        core,
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": "kubernetes",
+                "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "kubernetes"},
+            },
+            "addressType": "IPv4",
+            "endpoints": endpoints,
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        }),
+    )
     .await
 }
 
@@ -112,7 +136,9 @@ async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), StartError> {
     if core.store().get(&call.key()).is_some() {
         return Ok(());
     }
-    create(&call, object).await.map_err(|failure| failed(text, &failure))
+    create(&call, object)
+        .await
+        .map_err(|failure| failed(text, &failure))
 }
 
 /// Makes the object, or makes the one that is there equal to it.
@@ -122,7 +148,9 @@ async fn put(core: &Arc<Core>, mut object: Value) -> Result<(), StartError> {
     };
     let text = describe(&object);
     if core.store().get(&call.key()).is_none() {
-        return create(&call, object).await.map_err(|failure| failed(text, &failure));
+        return create(&call, object)
+            .await
+            .map_err(|failure| failed(text, &failure));
     }
     let options = options();
     complete(&call, &mut object).map_err(|failure| failed(text.clone(), &failure))?;
@@ -139,7 +167,8 @@ async fn create(call: &Call, mut object: Value) -> Result<(), Failure> {
 }
 
 fn complete(call: &Call, object: &mut Value) -> Result<(), Failure> {
-    body::complete(call, &call.resource, object, None, FieldValidation::Strict).map_err(Failure::internal)
+    body::complete(call, &call.resource, object, None, FieldValidation::Strict)
+        .map_err(Failure::internal)
 }
 
 fn options() -> WriteOptions {

@@ -298,7 +298,10 @@ mod tests {
                 AUTHENTICATED
             ]
         );
-        assert_eq!((needs[0].resource, needs[0].namespace.as_str()), ("serviceaccounts", "a"));
+        assert_eq!(
+            (needs[0].resource, needs[0].namespace.as_str()),
+            ("serviceaccounts", "a")
+        );
         let mut headers = HeaderMap::new();
         headers.insert("impersonate-group", "g".parse().expect("a value"));
         assert_eq!(impersonation(&headers).expect_err("no user").code(), 500);

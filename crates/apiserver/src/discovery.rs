@@ -18,20 +18,23 @@ pub(crate) fn has_group(group: &str) -> bool {
 }
 
 /// Answers `/api`, `/apis`, `/apis/GROUP` and the resource lists; `None` for other paths.
-pub(crate) fn answer(
-
-    path: &str,
-    headers: &HeaderMap,
-) -> Option<Result<Response<Body>, Failure>> {
+pub(crate) fn answer(path: &str, headers: &HeaderMap) -> Option<Result<Response<Body>, Failure>> {
     let registry = kinds::builtin();
-    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let segments: Vec<&str> = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .collect();
     let address = headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())
         .unwrap_or_default();
     let document = match segments.as_slice() {
-        ["api"] if wants_aggregated(headers) => return Some(Ok(aggregated(registry.aggregated(true)))),
-        ["apis"] if wants_aggregated(headers) => return Some(Ok(aggregated(registry.aggregated(false)))),
+        ["api"] if wants_aggregated(headers) => {
+            return Some(Ok(aggregated(registry.aggregated(true))));
+        }
+        ["apis"] if wants_aggregated(headers) => {
+            return Some(Ok(aggregated(registry.aggregated(false))));
+        }
         ["api"] => Some(registry.api_versions(address)),
         ["apis"] => Some(registry.group_list()),
         ["api", version] => registry.resource_list("", version),
@@ -55,7 +58,11 @@ fn wants_aggregated(headers: &HeaderMap) -> bool {
 }
 
 fn plain(document: Value) -> Response<Body> {
-    with_type(StatusCode::OK, document.to_string().into(), "application/json")
+    with_type(
+        StatusCode::OK,
+        document.to_string().into(),
+        "application/json",
+    )
 }
 
 fn aggregated(document: Value) -> Response<Body> {

@@ -47,7 +47,10 @@ impl Head {
             .iter()
             .take_while(|byte| byte.is_ascii_digit())
             .count();
-        Body::new(self.before_revision.clone(), bytes.slice((start + digits).min(bytes.len())..))
+        Body::new(
+            self.before_revision.clone(),
+            bytes.slice((start + digits).min(bytes.len())..),
+        )
     }
 
     /// An object as a value of the store. The object's own `resourceVersion` is not looked at.

@@ -24,7 +24,10 @@ use crate::route::{Query, RequestInfo};
 use crate::status::{Failure, ResourceName};
 use crate::token::Tokens;
 use crate::verbs::list::Pages;
-use crate::{Body, Config, StartError, authorize, discovery, health, openapi, review, subresources, verbs, views};
+use crate::{
+    Body, Config, StartError, authorize, discovery, health, openapi, review, subresources, verbs,
+    views,
+};
 
 /// Bytes of a request body; upstream's limit.
 pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
@@ -107,7 +110,8 @@ impl Resource {
         if self.renames.is_empty() {
             return self.stored_head.body(object);
         }
-        self.stored_head.body(&views::stored(object.clone(), self.renames))
+        self.stored_head
+            .body(&views::stored(object.clone(), self.renames))
     }
 
     /// Whether this is the kind `name` of `group`.
@@ -137,7 +141,10 @@ impl Core {
             .filter(|resource| !resource.kind.plural().is_empty())
             .map(|resource| {
                 let kind = resource.kind;
-                (path_of(kind.group(), kind.version(), kind.plural()), resource.clone())
+                (
+                    path_of(kind.group(), kind.version(), kind.plural()),
+                    resource.clone(),
+                )
             })
             .collect();
         let by_kind = all
@@ -177,12 +184,22 @@ impl Core {
     }
 
     /// The resource at this place of the API.
-    pub(crate) fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn resource(
+        &self,
+        group: &str,
+        version: &str,
+        plural: &str,
+    ) -> Option<&Arc<Resource>> {
         self.resources.get(&path_of(group, version, plural))
     }
 
     /// The resource whose objects are of this kind.
-    pub(crate) fn resource_of_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Resource>> {
+    pub(crate) fn resource_of_kind(
+        &self,
+        group: &str,
+        version: &str,
+        kind: &str,
+    ) -> Option<&Arc<Resource>> {
         self.by_kind.get(&path_of(group, version, kind))
     }
 
@@ -228,7 +245,12 @@ pub(crate) struct Call {
 
 impl Call {
     /// A call that the server makes itself, outside of any request.
-    pub(crate) fn internal(core: &Arc<Core>, resource: &Arc<Resource>, namespace: &str, name: &str) -> Call {
+    pub(crate) fn internal(
+        core: &Arc<Core>,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        name: &str,
+    ) -> Call {
         Call {
             core: core.clone(),
             caller: Arc::new(Caller::apiserver()),
@@ -315,8 +337,10 @@ pub(crate) async fn respond(
                 .or_else(|| panic.downcast_ref::<String>().cloned())
                 .unwrap_or_default();
             tracing::error!(panic = %text, "a request handler panicked");
-            Failure::internal("this request caused apiserver to panic. Look in the logs for details")
-                .into_response()
+            Failure::internal(
+                "this request caused apiserver to panic. Look in the logs for details",
+            )
+            .into_response()
         }
     }
 }
@@ -401,7 +425,11 @@ fn authenticate(core: &Core, parts: &http::request::Parts) -> Result<Arc<Caller>
     Ok(Arc::new(Caller::anonymous()))
 }
 
-fn impersonate(core: &Core, caller: Arc<Caller>, headers: &HeaderMap) -> Result<Arc<Caller>, Failure> {
+fn impersonate(
+    core: &Core,
+    caller: Arc<Caller>,
+    headers: &HeaderMap,
+) -> Result<Arc<Caller>, Failure> {
     let Some((wanted, needs)) = caller::impersonation(headers)? else {
         return Ok(caller);
     };
@@ -504,6 +532,8 @@ pub(crate) async fn read_body(request: Request<Body>) -> Result<Bytes, Failure> 
     match http_body_util::BodyExt::collect(limited).await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::too_large()),
-        Err(error) => Err(Failure::bad_request(format!("read the request body: {error}"))),
+        Err(error) => Err(Failure::bad_request(format!(
+            "read the request body: {error}"
+        ))),
     }
 }

@@ -25,11 +25,18 @@ pub(crate) fn answer(core: &Core, path: &str, query: &Query) -> Option<Response<
         ("ping", true),
         ("log", true),
         ("store", core.store().revision().0 > 0),
-        ("poststarthook/bootstrap", core.is_started() || endpoint == "livez"),
+        (
+            "poststarthook/bootstrap",
+            core.is_started() || endpoint == "livez",
+        ),
     ];
     if let Some(wanted) = segments.next() {
         let (_, well) = checks.iter().find(|(name, _)| *name == wanted)?;
-        return Some(verdict(*well, "ok".into(), format!("internal server error: {wanted} failed")));
+        return Some(verdict(
+            *well,
+            "ok".into(),
+            format!("internal server error: {wanted} failed"),
+        ));
     }
     let excluded: Vec<&str> = query.all("exclude").collect();
     let mut text = String::new();
@@ -45,8 +52,16 @@ pub(crate) fn answer(core: &Core, path: &str, query: &Query) -> Option<Response<
         }
     }
     let verbose = format!("{text}{endpoint} check passed\n");
-    let short = if query.get("verbose").is_some() { verbose } else { "ok".into() };
-    Some(verdict(well, short, format!("{text}{endpoint} check failed\n")))
+    let short = if query.get("verbose").is_some() {
+        verbose
+    } else {
+        "ok".into()
+    };
+    Some(verdict(
+        well,
+        short,
+        format!("{text}{endpoint} check failed\n"),
+    ))
 }
 
 fn verdict(well: bool, passed: String, failed: String) -> Response<Body> {
@@ -71,7 +86,11 @@ fn version(core: &Core) -> Response<Body> {
         "compiler": "rustc",
         "platform": format!("linux/{}", architecture()),
     });
-    with_type(StatusCode::OK, document.to_string().into(), "application/json")
+    with_type(
+        StatusCode::OK,
+        document.to_string().into(),
+        "application/json",
+    )
 }
 
 fn architecture() -> &'static str {

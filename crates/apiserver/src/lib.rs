@@ -238,11 +238,9 @@ impl ApiServer {
     pub fn service(&self, caller: Option<Caller>) -> Service {
         let core = self.core.clone();
         let caller = caller.map(Arc::new);
-        BoxCloneSyncService::new(
-            tower::service_fn(move |request: Request<Body>| {
-                handle::respond(core.clone(), caller.clone(), request).map(Ok)
-            }),
-        )
+        BoxCloneSyncService::new(tower::service_fn(move |request: Request<Body>| {
+            handle::respond(core.clone(), caller.clone(), request).map(Ok)
+        }))
     }
 
     /// A client inside the process, with this identity. Needs a running tokio runtime.

@@ -11,10 +11,10 @@ use std::task::{Context, Poll};
 use http::{Request, Response, header};
 use hyper_util::rt::TokioIo;
 
+use crate::Body;
 use crate::caller::Caller;
 use crate::handle::{Core, respond};
 use crate::status::Failure;
-use crate::Body;
 
 /// Bytes that may wait in the in-memory pipe, each way.
 const PIPE_BYTES: usize = 64 * 1024;
@@ -64,7 +64,9 @@ async fn through_pipe(
             TokioIo::new(far),
             hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
                 let (core, caller) = (core.clone(), caller.clone());
-                async move { Ok::<_, Infallible>(respond(core, Some(caller), request.map(Body::new)).await) }
+                async move {
+                    Ok::<_, Infallible>(respond(core, Some(caller), request.map(Body::new)).await)
+                }
             }),
         )
         .with_upgrades();
@@ -81,7 +83,9 @@ async fn through_pipe(
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(near)).await;
     let (mut sender, connection) = match handshake {
         Ok(pair) => pair,
-        Err(error) => return Failure::internal(format!("in-process pipe: {error}")).into_response(),
+        Err(error) => {
+            return Failure::internal(format!("in-process pipe: {error}")).into_response();
+        }
     };
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {

@@ -105,10 +105,14 @@ fn check_match(
     };
     if watch {
         if initial_events.is_some() && matching != Some("NotOlderThan") {
-            return forbidden("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+            return forbidden(
+                "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+            );
         }
         if initial_events.is_none() && matching.is_some() {
-            return forbidden("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+            return forbidden(
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
         }
         return Ok(());
     }
@@ -393,13 +397,14 @@ impl DeleteOptions {
         let dry_run = match body {
             Some(body) => {
                 let of_body = body["dryRun"].as_array().into_iter().flatten();
-                dry_run(of_body.map(|value| value.as_str().unwrap_or_default()), KIND)?
+                dry_run(
+                    of_body.map(|value| value.as_str().unwrap_or_default()),
+                    KIND,
+                )?
             }
             None => dry_run(query.all("dryRun"), KIND)?,
         };
-        let precondition = |name: &str| {
-            body?["preconditions"][name].as_str().map(str::to_owned)
-        };
+        let precondition = |name: &str| body?["preconditions"][name].as_str().map(str::to_owned);
         Ok(DeleteOptions {
             dry_run,
             grace_seconds,
@@ -515,9 +520,18 @@ mod tests {
     fn list_options_are_refused_with_upstreams_texts() {
         let check = |query: &str, watch: bool, code: u16, message: &str| {
             let failure = list(query, watch).expect_err(query);
-            assert_eq!((failure.code(), failure.message()), (code, message), "{query}");
+            assert_eq!(
+                (failure.code(), failure.message()),
+                (code, message),
+                "{query}"
+            );
         };
-        check("limit=x", false, 400, "strconv.ParseInt: parsing \"x\": invalid syntax");
+        check(
+            "limit=x",
+            false,
+            400,
+            "strconv.ParseInt: parsing \"x\": invalid syntax",
+        );
         check(
             "resourceVersion=abc",
             false,
@@ -547,15 +561,22 @@ mod tests {
         check("resourceVersion=0", Wanted::Any);
         check("resourceVersion=5", Wanted::NotOlderThan(5));
         check("resourceVersion=5&limit=2", Wanted::Exact(5));
-        check("resourceVersion=5&resourceVersionMatch=Exact", Wanted::Exact(5));
+        check(
+            "resourceVersion=5&resourceVersionMatch=Exact",
+            Wanted::Exact(5),
+        );
     }
 
     #[test]
     fn write_options_are_refused_with_upstreams_texts() {
         let check = |query: &str, message: &str| {
-            let failure =
-                WriteOptions::parse(&Query::parse(query), &HeaderMap::new(), "CreateOptions", false)
-                    .expect_err(query);
+            let failure = WriteOptions::parse(
+                &Query::parse(query),
+                &HeaderMap::new(),
+                "CreateOptions",
+                false,
+            )
+            .expect_err(query);
             assert_eq!(failure.message(), message);
         };
         check(
@@ -574,7 +595,8 @@ mod tests {
         let options = DeleteOptions::parse(&query, None).expect("well-formed");
         assert_eq!(options.grace_seconds, Some(3));
         assert_eq!(options.propagation, Some(Propagation::Orphan));
-        let body = json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "u"}, "dryRun": ["All"]});
+        let body =
+            json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "u"}, "dryRun": ["All"]});
         let options = DeleteOptions::parse(&query, Some(&body)).expect("well-formed");
         assert_eq!(options.grace_seconds, Some(0));
         assert_eq!(options.propagation, None);
@@ -594,7 +616,11 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, accept.parse().expect("a value"));
             let got = Accept::parse(&headers, &Query::default());
-            assert_eq!(got.ok().map(|got| (got.shown, got.notation)), expected, "{accept}");
+            assert_eq!(
+                got.ok().map(|got| (got.shown, got.notation)),
+                expected,
+                "{accept}"
+            );
         };
         check("*/*", Some((Shown::Object, Notation::Json)));
         check(
@@ -605,7 +631,10 @@ mod tests {
             "application/vnd.kubernetes.protobuf,application/json",
             Some((Shown::Object, Notation::Json)),
         );
-        check("application/json;as=Foo;g=meta.k8s.io;v=v1, application/yaml", Some((Shown::Object, Notation::Yaml)));
+        check(
+            "application/json;as=Foo;g=meta.k8s.io;v=v1, application/yaml",
+            Some((Shown::Object, Notation::Yaml)),
+        );
         check("text/html", None);
     }
 }

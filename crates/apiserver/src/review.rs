@@ -24,7 +24,9 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     let mut review = body::object(call, &bytes, options.validation)?;
     let status = match (kind.group(), kind.kind()) {
         ("authentication.k8s.io", "TokenReview") => token_review(call, &review)?,
-        ("authentication.k8s.io", "SelfSubjectReview") => json!({"userInfo": user_info(&call.caller)}),
+        ("authentication.k8s.io", "SelfSubjectReview") => {
+            json!({"userInfo": user_info(&call.caller)})
+        }
         ("authorization.k8s.io", "SelfSubjectAccessReview") => {
             access_review(call, &call.caller, &review)?
         }
@@ -46,10 +48,8 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
 }
 
 fn required(call: &Call, path: &str, reason: FaultReason, detail: &str) -> Failure {
-    call.resource.invalid(
-        "",
-        &[fault(path, reason, Value::Null, detail)],
-    )
+    call.resource
+        .invalid("", &[fault(path, reason, Value::Null, detail)])
 }
 
 /// An identity as reviews show it.
@@ -71,7 +71,9 @@ fn user_info(caller: &Caller) -> Value {
 fn token_review(call: &Call, review: &Value) -> Result<Value, Failure> {
     let token = review["spec"]["token"].as_str().unwrap_or_default();
     if token.is_empty() {
-        return Err(Failure::bad_request("token is required for TokenReview in authentication"));
+        return Err(Failure::bad_request(
+            "token is required for TokenReview in authentication",
+        ));
     }
     let audiences: Vec<String> = review["spec"]["audiences"]
         .as_array()
@@ -79,17 +81,19 @@ fn token_review(call: &Call, review: &Value) -> Result<Value, Failure> {
         .flatten()
         .filter_map(|audience| audience.as_str().map(str::to_owned))
         .collect();
-    Ok(match call.core.tokens.authenticate(&call.core, token, &audiences) {
-        Ok(verified) => json!({
-            "authenticated": true,
-            "user": user_info(&verified.caller),
-            "audiences": verified.audiences,
-        }),
-        Err(error) => json!({
-            "user": {},
-            "error": format!("[invalid bearer token, {error}]"),
-        }),
-    })
+    Ok(
+        match call.core.tokens.authenticate(&call.core, token, &audiences) {
+            Ok(verified) => json!({
+                "authenticated": true,
+                "user": user_info(&verified.caller),
+                "audiences": verified.audiences,
+            }),
+            Err(error) => json!({
+                "user": {},
+                "error": format!("[invalid bearer token, {error}]"),
+            }),
+        },
+    )
 }
 
 /// The identity that a review asks about.
@@ -200,9 +204,27 @@ fn resource_request(attributes: &Value) -> RequestInfo {
 /// Verbs are known words; one that is not is allowed only by a rule for all verbs.
 fn interned_verb(verb: &str) -> &'static str {
     const VERBS: &[&str] = &[
-        "get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "proxy",
-        "use", "bind", "escalate", "impersonate", "approve", "sign", "attest", "post", "put", "head",
-        "options", "*",
+        "get",
+        "list",
+        "watch",
+        "create",
+        "update",
+        "patch",
+        "delete",
+        "deletecollection",
+        "proxy",
+        "use",
+        "bind",
+        "escalate",
+        "impersonate",
+        "approve",
+        "sign",
+        "attest",
+        "post",
+        "put",
+        "head",
+        "options",
+        "*",
     ];
     VERBS
         .iter()

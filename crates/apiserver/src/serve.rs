@@ -16,9 +16,9 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
+use crate::Body;
 use crate::caller::{Caller, Certified};
 use crate::handle::{Core, respond};
-use crate::Body;
 
 /// Connections that may be open at once; further peers wait in the listener's backlog.
 const CONNECTIONS: usize = 8192;
@@ -62,11 +62,10 @@ pub fn tls_config(
     roots
         .add(authority.certificate_der())
         .map_err(|error| TlsError::Clients(error.to_string()))?;
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| TlsError::Clients(error.to_string()))?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TlsError::Clients(error.to_string()))?;
     let (chain, key) = issued.for_rustls();
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -103,8 +102,14 @@ pub(crate) async fn serve(
         });
     }
     connections.close();
-    if tokio::time::timeout(TIMEOUT_DRAIN, connections.wait()).await.is_err() {
-        tracing::info!(open = connections.len(), "requests were still open at the end");
+    if tokio::time::timeout(TIMEOUT_DRAIN, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::info!(
+            open = connections.len(),
+            "requests were still open at the end"
+        );
     }
 }
 

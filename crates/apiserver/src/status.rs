@@ -84,7 +84,11 @@ impl Failure {
     }
 
     /// 403 for an action on a resource; `why` stands after the colon.
-    pub fn forbidden(resource: ResourceName<'_>, name: &str, why: impl std::fmt::Display) -> Failure {
+    pub fn forbidden(
+        resource: ResourceName<'_>,
+        name: &str,
+        why: impl std::fmt::Display,
+    ) -> Failure {
         let message = if name.is_empty() {
             format!("{resource} is forbidden: {why}")
         } else {
@@ -95,8 +99,12 @@ impl Failure {
 
     /// 403 for a path that is no resource.
     pub fn forbidden_path(why: impl std::fmt::Display) -> Failure {
-        Failure::new(StatusCode::FORBIDDEN, "Forbidden", format!("forbidden: {why}"))
-            .details(json!({}))
+        Failure::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            format!("forbidden: {why}"),
+        )
+        .details(json!({}))
     }
 
     /// 403 with a cause that clients can find, e.g. `NamespaceTerminating`.
@@ -195,7 +203,11 @@ impl Failure {
     }
 
     /// 409 with the reason it gives.
-    pub fn conflict(resource: ResourceName<'_>, name: &str, why: impl std::fmt::Display) -> Failure {
+    pub fn conflict(
+        resource: ResourceName<'_>,
+        name: &str,
+        why: impl std::fmt::Display,
+    ) -> Failure {
         Failure::new(
             StatusCode::CONFLICT,
             "Conflict",
@@ -248,7 +260,11 @@ impl Failure {
 
     /// 413 with a text of its own.
     pub fn too_large_because(message: impl Into<String>) -> Failure {
-        Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
+        Failure::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "RequestEntityTooLarge",
+            message,
+        )
     }
 
     /// 422 with every fault of the object.
@@ -293,9 +309,8 @@ impl Failure {
 
     /// 429: try again after so many seconds.
     pub fn too_many_requests(message: impl Into<String>, retry_after: u32) -> Failure {
-        let mut failure =
-            Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
-                .details(json!({}));
+        let mut failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message)
+            .details(json!({}));
         if retry_after > 0 {
             failure.0.details = Some(json!({"retryAfterSeconds": retry_after}));
             failure.0.retry_after = Some(retry_after);
@@ -306,7 +321,8 @@ impl Failure {
     /// 500. The text is shown to the client; what only operators should see goes to the log.
     pub fn internal(message: impl std::fmt::Display) -> Failure {
         let message = format!("Internal error occurred: {message}");
-        let causes = json!([{ "message": message.trim_start_matches("Internal error occurred: ") }]);
+        let causes =
+            json!([{ "message": message.trim_start_matches("Internal error occurred: ") }]);
         Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
             .details(json!({ "causes": causes }))
     }
@@ -424,7 +440,10 @@ fn named(resource: ResourceName<'_>, name: &str) -> Value {
 }
 
 /// A `Status` of success, as deletes and bindings answer it.
-pub(crate) fn success(resource: Option<(ResourceName<'_>, &str, &str)>, code: Option<u16>) -> Value {
+pub(crate) fn success(
+    resource: Option<(ResourceName<'_>, &str, &str)>,
+    code: Option<u16>,
+) -> Value {
     let mut status = json!({
         "kind": "Status",
         "apiVersion": "v1",

@@ -32,7 +32,12 @@ impl Include {
                 "meta.k8s.io",
                 "TableOptions",
                 "",
-                &[fault("includeObject", FaultReason::Invalid, other, "must be 'Metadata', 'Object', 'None', or empty")],
+                &[fault(
+                    "includeObject",
+                    FaultReason::Invalid,
+                    other,
+                    "must be 'Metadata', 'Object', 'None', or empty",
+                )],
             )),
         }
     }

@@ -91,9 +91,16 @@ pub(crate) enum TokenError {
     #[error("the token is of issuer {0:?}")]
     Issuer(String),
     #[error("the token is good from {not_before} to {expires}, now is {now}")]
-    Time { not_before: i64, expires: i64, now: i64 },
+    Time {
+        not_before: i64,
+        expires: i64,
+        now: i64,
+    },
     #[error("token audiences {given:?} is invalid for the target audiences {wanted:?}")]
-    Audience { given: Vec<String>, wanted: Vec<String> },
+    Audience {
+        given: Vec<String>,
+        wanted: Vec<String>,
+    },
     #[error("the subject {0:?} is not the account of the token")]
     Subject(String),
     #[error("{kind} {name} does not exist any longer, or is another one")]
@@ -106,7 +113,8 @@ impl Tokens {
             |_| StartError::TokenKey(jsonwebtoken::errors::ErrorKind::InvalidKeyFormat.into());
         let public = SubjectPublicKeyInfoDer::from_pem_slice(key.public_pem().as_bytes())
             .map_err(unusable)?;
-        let private = PrivatePkcs8KeyDer::from_pem_slice(key.key_pem().as_bytes()).map_err(unusable)?;
+        let private =
+            PrivatePkcs8KeyDer::from_pem_slice(key.key_pem().as_bytes()).map_err(unusable)?;
         // The SubjectPublicKeyInfo of a P-256 key ends in its uncompressed point.
         let point = &public.as_ref()[public.as_ref().len().saturating_sub(64)..];
         let (x, y) = point.split_at(point.len() / 2);
@@ -159,7 +167,11 @@ impl Tokens {
         }
         self.check_time(core.now(), &claims)?;
         let own = [self.issuer.clone()];
-        let wanted = if audiences.is_empty() { &own[..] } else { audiences };
+        let wanted = if audiences.is_empty() {
+            &own[..]
+        } else {
+            audiences
+        };
         let matching: Vec<String> = wanted
             .iter()
             .filter(|audience| claims.aud.contains(audience))
@@ -180,7 +192,8 @@ impl Tokens {
 
     fn check_time(&self, now: Timestamp, claims: &Claims) -> Result<(), TokenError> {
         let now = now.as_second();
-        let good = now.saturating_add(LEEWAY_SECONDS) >= claims.nbf && now <= claims.exp.saturating_add(LEEWAY_SECONDS);
+        let good = now.saturating_add(LEEWAY_SECONDS) >= claims.nbf
+            && now <= claims.exp.saturating_add(LEEWAY_SECONDS);
         if good {
             return Ok(());
         }
@@ -202,7 +215,11 @@ impl Tokens {
                     "subject_types_supported": ["public"],
                     "id_token_signing_alg_values_supported": ["ES256"],
                 });
-                Some(with_type(StatusCode::OK, document.to_string().into(), "application/json"))
+                Some(with_type(
+                    StatusCode::OK,
+                    document.to_string().into(),
+                    "application/json",
+                ))
             }
             "/openid/v1/jwks" => Some(with_type(
                 StatusCode::OK,
@@ -235,7 +252,13 @@ fn check_bound(core: &Core, claims: &Claims) -> Result<(), TokenError> {
     if claims.sub != expected {
         return Err(TokenError::Subject(claims.sub.clone()));
     }
-    alive(core, "serviceaccounts", "service account", &bound.namespace, account)?;
+    alive(
+        core,
+        "serviceaccounts",
+        "service account",
+        &bound.namespace,
+        account,
+    )?;
     if let Some(pod) = &bound.pod {
         alive(core, "pods", "pod", &bound.namespace, pod)?;
     } else if let Some(secret) = &bound.secret {
@@ -258,7 +281,9 @@ fn alive(
     // A minute is left to what is being deleted, so that it can use its token to the end.
     const GRACE_SECONDS: i64 = 60;
     let dying_since = object.as_ref().and_then(|object| {
-        metadata_str(object, "deletionTimestamp").parse::<Timestamp>().ok()
+        metadata_str(object, "deletionTimestamp")
+            .parse::<Timestamp>()
+            .ok()
     });
     let ended = dying_since
         .is_some_and(|end| core.now().as_second() > end.as_second().saturating_add(GRACE_SECONDS));
@@ -276,9 +301,10 @@ fn caller_of(claims: &Claims) -> Caller {
     let account = &bound.serviceaccount;
     let mut caller = Caller::service_account(&bound.namespace, &account.name, &account.uid);
     let mut note = |name: &str, value: &str| {
-        caller
-            .extra
-            .insert(format!("authentication.kubernetes.io/{name}"), vec![value.to_owned()]);
+        caller.extra.insert(
+            format!("authentication.kubernetes.io/{name}"),
+            vec![value.to_owned()],
+        );
     };
     note("credential-id", &format!("JTI={}", claims.jti));
     if let Some(pod) = &bound.pod {

@@ -50,7 +50,10 @@ pub(crate) fn shown(
 
 /// An object under the names that it is stored with.
 pub(crate) fn stored(mut object: Value, renames: &[(&str, &str)]) -> Value {
-    rename(&mut object, renames.iter().map(|(stored, shown)| (*shown, *stored)));
+    rename(
+        &mut object,
+        renames.iter().map(|(stored, shown)| (*shown, *stored)),
+    );
     object
 }
 

@@ -5,14 +5,21 @@ use serde_json::{Value, json};
 use super::Admission;
 
 const SECONDS: i64 = 300;
-const KEYS: &[&str] = &["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
+const KEYS: &[&str] = &[
+    "node.kubernetes.io/not-ready",
+    "node.kubernetes.io/unreachable",
+];
 
 /// Adds the tolerations that are missing.
 pub(super) fn admit(admission: &mut Admission<'_>) {
     if !admission.creates("", "Pod") {
         return;
     }
-    let Some(spec) = admission.object.get_mut("spec").and_then(Value::as_object_mut) else {
+    let Some(spec) = admission
+        .object
+        .get_mut("spec")
+        .and_then(Value::as_object_mut)
+    else {
         return;
     };
     let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));

@@ -17,7 +17,8 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
     let Some(found) = call.core.read(namespaces, "", namespace) else {
         return Err(Failure::not_found(namespaces.name(), namespace));
     };
-    if found["status"]["phase"] != "Terminating" && found["metadata"]["deletionTimestamp"].is_null() {
+    if found["status"]["phase"] != "Terminating" && found["metadata"]["deletionTimestamp"].is_null()
+    {
         return Ok(());
     }
     let message = format!("namespace {namespace} is being terminated");
@@ -25,7 +26,9 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
     Err(Failure::forbidden(
         call.resource.name(),
         name,
-        format!("unable to create new content in namespace {namespace} because it is being terminated"),
+        format!(
+            "unable to create new content in namespace {namespace} because it is being terminated"
+        ),
     )
     .with_cause("NamespaceTerminating", &message, Some("metadata.namespace")))
 }

@@ -25,9 +25,9 @@ pub(super) fn check(admission: &mut Admission<'_>) -> Result<(), Failure> {
             Some(why) => refuse(why),
             None => Ok(()),
         },
-        ("", "Node") if name != node => {
-            refuse(format!("node \"{node}\" is not allowed to modify node \"{name}\""))
-        }
+        ("", "Node") if name != node => refuse(format!(
+            "node \"{node}\" is not allowed to modify node \"{name}\""
+        )),
         ("coordination.k8s.io", "Lease") => {
             let namespace = call.info.namespace.as_str();
             if namespace != "kube-node-lease" {
@@ -36,7 +36,9 @@ pub(super) fn check(admission: &mut Admission<'_>) -> Result<(), Failure> {
                 ));
             }
             if name != node {
-                return refuse("can only access node lease with the same name as the requesting node".into());
+                return refuse(
+                    "can only access node lease with the same name as the requesting node".into(),
+                );
             }
             Ok(())
         }
@@ -45,7 +47,12 @@ pub(super) fn check(admission: &mut Admission<'_>) -> Result<(), Failure> {
 }
 
 fn pod_fault(admission: &Admission<'_>, node: &str) -> Option<String> {
-    let node_of = |pod: &Value| pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+    let node_of = |pod: &Value| {
+        pod["spec"]["nodeName"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
     match (admission.operation, admission.subresource) {
         (Operation::Create, None) => {
             let pod = &*admission.object;
@@ -54,13 +61,15 @@ fn pod_fault(admission: &Admission<'_>, node: &str) -> Option<String> {
                     "pod does not have \"{MIRROR}\" annotation, node \"{node}\" can only create mirror pods"
                 ));
             }
-            (node_of(pod) != node)
-                .then(|| format!("node \"{node}\" can only create pods with spec.nodeName set to itself"))
+            (node_of(pod) != node).then(|| {
+                format!("node \"{node}\" can only create pods with spec.nodeName set to itself")
+            })
         }
         (Operation::Delete, None) => {
             let pod = admission.old.unwrap_or(admission.object);
-            (node_of(pod) != node)
-                .then(|| format!("node \"{node}\" can only delete pods with spec.nodeName set to itself"))
+            (node_of(pod) != node).then(|| {
+                format!("node \"{node}\" can only delete pods with spec.nodeName set to itself")
+            })
         }
         (Operation::Update, Some("status")) => {
             let pod = admission.old.unwrap_or(admission.object);
@@ -68,6 +77,10 @@ fn pod_fault(admission: &Admission<'_>, node: &str) -> Option<String> {
                 format!("node \"{node}\" can only update pod status for pods with spec.nodeName set to itself")
             })
         }
-        (_, sub) => Some(format!("unexpected operation \"{:?}\" on {}", admission.operation, sub.unwrap_or("pods"))),
+        (_, sub) => Some(format!(
+            "unexpected operation \"{:?}\" on {}",
+            admission.operation,
+            sub.unwrap_or("pods")
+        )),
     }
 }

@@ -33,10 +33,16 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
         let pods = admission.call.resource.name();
         let name = metadata_str(admission.object, "name");
         Some(class.ok_or_else(|| {
-            Failure::forbidden(pods, name, format!("no PriorityClass with name {named} was found"))
+            Failure::forbidden(
+                pods,
+                name,
+                format!("no PriorityClass with name {named} was found"),
+            )
         })?)
     };
-    let value = class.as_ref().map_or(0, |class| class["value"].as_i64().unwrap_or(0));
+    let value = class
+        .as_ref()
+        .map_or(0, |class| class["value"].as_i64().unwrap_or(0));
     let policy = class
         .as_ref()
         .and_then(|class| class["preemptionPolicy"].as_str())
@@ -47,16 +53,26 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
         return Err(Failure::forbidden(
             admission.call.resource.name(),
             name,
-            format!("the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"),
+            format!(
+                "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+            ),
         ));
     }
-    if let Some(spec) = admission.object.get_mut("spec").and_then(Value::as_object_mut) {
+    if let Some(spec) = admission
+        .object
+        .get_mut("spec")
+        .and_then(Value::as_object_mut)
+    {
         spec.insert("priority".into(), value.into());
-        spec.entry("preemptionPolicy").or_insert_with(|| json!(policy));
+        spec.entry("preemptionPolicy")
+            .or_insert_with(|| json!(policy));
         if named.is_empty()
             && let Some(class) = &class
         {
-            spec.insert("priorityClassName".into(), metadata_str(class, "name").into());
+            spec.insert(
+                "priorityClassName".into(),
+                metadata_str(class, "name").into(),
+            );
         }
     }
     Ok(())

@@ -55,7 +55,10 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
     }
     let none = |list: Option<&Value>| list.and_then(Value::as_array).is_none_or(Vec::is_empty);
     if none(spec.get("imagePullSecrets")) && !none(account.get("imagePullSecrets")) {
-        spec.insert("imagePullSecrets".into(), account["imagePullSecrets"].clone());
+        spec.insert(
+            "imagePullSecrets".into(),
+            account["imagePullSecrets"].clone(),
+        );
     }
     Ok(())
 }
@@ -65,7 +68,8 @@ fn mount_token(spec: &mut serde_json::Map<String, Value>) {
     let volumes = spec.get("volumes").and_then(Value::as_array);
     let existing = volumes.into_iter().flatten().find_map(|volume| {
         let name = volume["name"].as_str()?;
-        name.starts_with("kube-api-access-").then(|| name.to_owned())
+        name.starts_with("kube-api-access-")
+            .then(|| name.to_owned())
     });
     let volume = existing.clone().unwrap_or_else(volume_name);
     let mut mounted = false;
@@ -145,10 +149,24 @@ mod tests {
         });
         let spec = pod.as_object_mut().expect("an object");
         mount_token(spec);
-        let volume = pod["volumes"][0]["name"].as_str().expect("a volume").to_owned();
+        let volume = pod["volumes"][0]["name"]
+            .as_str()
+            .expect("a volume")
+            .to_owned();
         assert!(volume.starts_with("kube-api-access-"));
-        assert_eq!(pod["containers"][0]["volumeMounts"][0]["name"], volume.as_str());
-        assert_eq!(pod["initContainers"][0]["volumeMounts"][0]["mountPath"], MOUNT_PATH);
-        assert_eq!(pod["containers"][1]["volumeMounts"].as_array().map(Vec::len), Some(1));
+        assert_eq!(
+            pod["containers"][0]["volumeMounts"][0]["name"],
+            volume.as_str()
+        );
+        assert_eq!(
+            pod["initContainers"][0]["volumeMounts"][0]["mountPath"],
+            MOUNT_PATH
+        );
+        assert_eq!(
+            pod["containers"][1]["volumeMounts"]
+                .as_array()
+                .map(Vec::len),
+            Some(1)
+        );
     }
 }

@@ -15,16 +15,23 @@ use crate::verbs::{answer, body, change};
 /// Binds the pod named by the path, or for `POST bindings` by the body.
 pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
     let options = WriteOptions::parse(&call.query, &call.headers, "CreateOptions", false)?;
-    let yaml = body::is_yaml(&call.headers)?;
-    let binding = body::parse(&bytes, yaml, "Binding")?;
+    let encoding = body::Encoding::of(&call.headers)?;
+    let binding = body::parse(&bytes, encoding, "Binding")?;
     let name = match (call.info.name.as_str(), metadata_str(&binding, "name")) {
         ("", name) => name.to_owned(),
         (name, "") => name.to_owned(),
         (name, given) if name == given => name.to_owned(),
-        _ => return Err(Failure::bad_request("name in URL does not match name in Binding object")),
+        _ => {
+            return Err(Failure::bad_request(
+                "name in URL does not match name in Binding object",
+            ));
+        }
     };
     check_target(&binding, &name)?;
-    let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
+    let node = binding["target"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let pods = call.core.builtin("", "v1", "pods").clone();
     let mut pod_call = call.on(&pods, &call.info.namespace, &name);
     pod_call.info.verb = "create";
@@ -33,7 +40,11 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
         bind(&pod_call, pod, &binding, &node, &now)
     })
     .await?;
-    Ok(answer::value(call, &success(None, Some(201)), StatusCode::CREATED))
+    Ok(answer::value(
+        call,
+        &success(None, Some(201)),
+        StatusCode::CREATED,
+    ))
 }
 
 fn check_target(binding: &Value, name: &str) -> Result<(), Failure> {
@@ -41,10 +52,20 @@ fn check_target(binding: &Value, name: &str) -> Result<(), Failure> {
     let mut faults = Vec::new();
     let kind = target["kind"].as_str().unwrap_or_default();
     if !matches!(kind, "" | "Node") {
-        faults.push(fault("target.kind", FaultReason::NotSupported, kind, "supported values: \"Node\", \"<empty>\""));
+        faults.push(fault(
+            "target.kind",
+            FaultReason::NotSupported,
+            kind,
+            "supported values: \"Node\", \"<empty>\"",
+        ));
     }
     if target["name"].as_str().unwrap_or_default().is_empty() {
-        faults.push(fault("target.name", FaultReason::Required, Value::Null, String::new()));
+        faults.push(fault(
+            "target.name",
+            FaultReason::Required,
+            Value::Null,
+            String::new(),
+        ));
     }
     if faults.is_empty() {
         return Ok(());
@@ -53,9 +74,18 @@ fn check_target(binding: &Value, name: &str) -> Result<(), Failure> {
 }
 
 /// The pod with its node, as upstream's binding writes it.
-fn bind(call: &Call, pod: &Value, binding: &Value, node: &str, now: &str) -> Result<Value, Failure> {
+fn bind(
+    call: &Call,
+    pod: &Value,
+    binding: &Value,
+    node: &str,
+    now: &str,
+) -> Result<Value, Failure> {
     let refuse = |why: String| {
-        let resource = crate::ResourceName { group: "", plural: "pods/binding" };
+        let resource = crate::ResourceName {
+            group: "",
+            plural: "pods/binding",
+        };
         Failure::conflict(resource, &call.info.name, why)
     };
     if pod["metadata"]["deletionTimestamp"].is_string() {
@@ -64,14 +94,23 @@ fn bind(call: &Call, pod: &Value, binding: &Value, node: &str, now: &str) -> Res
             call.info.name
         )));
     }
-    if let Some(assigned) = pod["spec"]["nodeName"].as_str().filter(|assigned| !assigned.is_empty()) {
+    if let Some(assigned) = pod["spec"]["nodeName"]
+        .as_str()
+        .filter(|assigned| !assigned.is_empty())
+    {
         return Err(refuse(format!(
             "pod {} is already assigned to node \"{assigned}\"",
             call.info.name
         )));
     }
-    if let Some(gates) = pod["spec"]["schedulingGates"].as_array().filter(|gates| !gates.is_empty()) {
-        let names: Vec<&str> = gates.iter().filter_map(|gate| gate["name"].as_str()).collect();
+    if let Some(gates) = pod["spec"]["schedulingGates"]
+        .as_array()
+        .filter(|gates| !gates.is_empty())
+    {
+        let names: Vec<&str> = gates
+            .iter()
+            .filter_map(|gate| gate["name"].as_str())
+            .collect();
         return Err(refuse(format!(
             "pod {} has non-empty .spec.schedulingGates [{}]",
             call.info.name,
@@ -92,7 +131,10 @@ fn bind(call: &Call, pod: &Value, binding: &Value, node: &str, now: &str) -> Res
     let mut pod = pod.clone();
     pod["spec"]["nodeName"] = node.into();
     for kind in ["annotations", "labels"] {
-        if let Some(given) = binding["metadata"][kind].as_object().filter(|given| !given.is_empty()) {
+        if let Some(given) = binding["metadata"][kind]
+            .as_object()
+            .filter(|given| !given.is_empty())
+        {
             let metadata = members(&mut pod, "metadata");
             let target = metadata.entry(kind).or_insert_with(|| json!({}));
             if let Some(target) = target.as_object_mut() {
@@ -116,7 +158,10 @@ fn set_scheduled(pod: &mut Value, now: &str) {
     let Some(conditions) = conditions.as_array_mut() else {
         return;
     };
-    match conditions.iter_mut().find(|known| known["type"] == "PodScheduled") {
+    match conditions
+        .iter_mut()
+        .find(|known| known["type"] == "PodScheduled")
+    {
         Some(known) => *known = condition,
         None => conditions.push(condition),
     }

@@ -18,7 +18,9 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     let eviction = body::parse(&bytes, yaml, "Eviction")?;
     let given = crate::encode::metadata_str(&eviction, "name");
     if !given.is_empty() && given != call.info.name {
-        return Err(Failure::bad_request("name in URL does not match name in Eviction object"));
+        return Err(Failure::bad_request(
+            "name in URL does not match name in Eviction object",
+        ));
     }
     let pod = call
         .core
@@ -26,13 +28,20 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
         .ok_or_else(|| call.not_found())?;
     let mut options = DeleteOptions::parse(&call.query, Some(&eviction["deleteOptions"]))?;
     options.dry_run |= write.dry_run;
-    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
+    let ended = matches!(
+        pod["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed" | "Pending")
+    );
     let going = pod["metadata"]["deletionTimestamp"].is_string();
     if !ended && !going {
         check_budgets(call, &pod)?;
     }
     delete_object(call, &options).await?;
-    Ok(answer::value(call, &success(None, Some(201)), StatusCode::CREATED))
+    Ok(answer::value(
+        call,
+        &success(None, Some(201)),
+        StatusCode::CREATED,
+    ))
 }
 
 /// A pod that a disruption budget selects may go only while the budget allows disruptions.

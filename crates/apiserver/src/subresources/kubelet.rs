@@ -16,7 +16,10 @@ use crate::verbs::answer::with_type;
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// Finds the node and the container, and lets the node answer.
-pub(crate) async fn answer(call: &Call, mut request: Request<Body>) -> Result<Response<Body>, Failure> {
+pub(crate) async fn answer(
+    call: &Call,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, Failure> {
     let pod = call
         .core
         .read(&call.resource, &call.info.namespace, &call.info.name)
@@ -31,7 +34,12 @@ pub(crate) async fn answer(call: &Call, mut request: Request<Body>) -> Result<Re
                     call.info.name
                 )));
             }
-            format!("/portForward/{}/{}{}", call.info.namespace, call.info.name, query_of(call, &["ports"]))
+            format!(
+                "/portForward/{}/{}{}",
+                call.info.namespace,
+                call.info.name,
+                query_of(call, &["ports"])
+            )
         }
         "log" => {
             let container = container(call, &pod)?;
@@ -40,9 +48,21 @@ pub(crate) async fn answer(call: &Call, mut request: Request<Body>) -> Result<Re
             }
             let query = query_of(
                 call,
-                &["follow", "previous", "timestamps", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream"],
+                &[
+                    "follow",
+                    "previous",
+                    "timestamps",
+                    "sinceSeconds",
+                    "sinceTime",
+                    "tailLines",
+                    "limitBytes",
+                    "stream",
+                ],
             );
-            format!("/containerLogs/{}/{}/{container}{query}", call.info.namespace, call.info.name)
+            format!(
+                "/containerLogs/{}/{}/{container}{query}",
+                call.info.namespace, call.info.name
+            )
         }
         _ => {
             let container = container(call, &pod)?;
@@ -53,11 +73,17 @@ pub(crate) async fn answer(call: &Call, mut request: Request<Body>) -> Result<Re
                 )));
             }
             let query = stream_query(call, sub);
-            format!("/{sub}/{}/{}/{container}{query}", call.info.namespace, call.info.name)
+            format!(
+                "/{sub}/{}/{}/{container}{query}",
+                call.info.namespace, call.info.name
+            )
         }
     };
     let node = call.core.config.nodes.node(node_name).ok_or_else(|| {
-        Failure::unavailable(format!("node \"{node_name}\" of pod \"{}\" cannot be reached", call.info.name))
+        Failure::unavailable(format!(
+            "node \"{node_name}\" of pod \"{}\" cannot be reached",
+            call.info.name
+        ))
     })?;
     *request.uri_mut() = target
         .parse::<Uri>()
@@ -81,26 +107,48 @@ fn container(call: &Call, pod: &Value) -> Result<String, Failure> {
             .filter_map(|container| container["name"].as_str())
             .collect()
     };
-    let (plain, init, ephemeral) = (names("containers"), names("initContainers"), names("ephemeralContainers"));
-    if let Some(wanted) = call.query.get("container").filter(|wanted| !wanted.is_empty()) {
-        let known = plain.iter().chain(&init).chain(&ephemeral).any(|known| *known == wanted);
+    let (plain, init, ephemeral) = (
+        names("containers"),
+        names("initContainers"),
+        names("ephemeralContainers"),
+    );
+    if let Some(wanted) = call
+        .query
+        .get("container")
+        .filter(|wanted| !wanted.is_empty())
+    {
+        let known = plain
+            .iter()
+            .chain(&init)
+            .chain(&ephemeral)
+            .any(|known| *known == wanted);
         return if known {
             Ok(wanted.to_owned())
         } else {
-            Err(Failure::bad_request(format!("container {wanted} is not valid for pod {name}")))
+            Err(Failure::bad_request(format!(
+                "container {wanted} is not valid for pod {name}"
+            )))
         };
     }
     let annotated = pod["metadata"]["annotations"][DEFAULT_CONTAINER].as_str();
     match plain.as_slice() {
         [only] => Ok((*only).to_owned()),
-        [] => Err(Failure::bad_request(format!("a container name must be specified for pod {name}"))),
+        [] => Err(Failure::bad_request(format!(
+            "a container name must be specified for pod {name}"
+        ))),
         _ => {
             if let Some(annotated) = annotated.filter(|annotated| plain.contains(annotated)) {
                 return Ok(annotated.to_owned());
             }
-            let mut text = format!("a container name must be specified for pod {name}, choose one of: [{}]", plain.join(" "));
+            let mut text = format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]",
+                plain.join(" ")
+            );
             if !init.is_empty() {
-                text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+                text.push_str(&format!(
+                    " or one of the init containers: [{}]",
+                    init.join(" ")
+                ));
             }
             Err(Failure::bad_request(text))
         }
@@ -122,9 +170,18 @@ fn query_of(call: &Call, names: &[&str]) -> String {
 fn stream_query(call: &Call, sub: &str) -> String {
     let mut pairs = Vec::new();
     if sub == "exec" {
-        pairs.extend(call.query.all("command").map(|word| format!("command={}", encode(word))));
+        pairs.extend(
+            call.query
+                .all("command")
+                .map(|word| format!("command={}", encode(word))),
+        );
     }
-    for (from, to) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
+    for (from, to) in [
+        ("stdin", "input"),
+        ("stdout", "output"),
+        ("stderr", "error"),
+        ("tty", "tty"),
+    ] {
         if call.query.flag(from) {
             pairs.push(format!("{to}=1"));
         }

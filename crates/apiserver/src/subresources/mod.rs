@@ -40,7 +40,11 @@ pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Respon
 
 /// `status`, `finalize`, `ephemeralcontainers`, `resize`: the resource itself, of which only a
 /// part is written.
-async fn own_kind(call: &Call, request: Request<Body>, sub: &str) -> Result<Response<Body>, Failure> {
+async fn own_kind(
+    call: &Call,
+    request: Request<Body>,
+    sub: &str,
+) -> Result<Response<Body>, Failure> {
     match *request.method() {
         Method::PUT => verbs::update::through(call, read_body(request).await?, Some(sub)).await,
         Method::PATCH => verbs::patch::through(call, read_body(request).await?, Some(sub)).await,

@@ -15,13 +15,17 @@ pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Respon
     let method = request.method().clone();
     let object = match method {
         Method::GET | Method::HEAD => {
-            let entry = call.core.store().get(&call.key()).ok_or_else(|| call.not_found())?;
+            let entry = call
+                .core
+                .store()
+                .get(&call.key())
+                .ok_or_else(|| call.not_found())?;
             answer::parse(call, &entry)?
         }
         Method::PUT => {
             let options = WriteOptions::parse(&call.query, &call.headers, "UpdateOptions", false)?;
             let bytes = read_body(request).await?;
-            let scale = body::parse(&bytes, body::is_yaml(&call.headers)?, "Scale")?;
+            let scale = body::parse(&bytes, body::Encoding::of(&call.headers)?, "Scale")?;
             write(call, &options, |_current| Ok(scale.clone())).await?
         }
         Method::PATCH => {
@@ -51,8 +55,18 @@ async fn write(
         }
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
-            let fault = fault("spec.replicas", FaultReason::Invalid, replicas, "must be greater than or equal to 0");
-            return Err(Failure::invalid("autoscaling", "Scale", &call.info.name, &[fault]));
+            let fault = fault(
+                "spec.replicas",
+                FaultReason::Invalid,
+                replicas,
+                "must be greater than or equal to 0",
+            );
+            return Err(Failure::invalid(
+                "autoscaling",
+                "Scale",
+                &call.info.name,
+                &[fault],
+            ));
         }
         let mut new = old.clone();
         new["spec"]["replicas"] = replicas.into();
@@ -72,7 +86,13 @@ async fn write(
 /// The scale of an object.
 fn scale_of(object: &Value) -> Value {
     let mut metadata = json!({});
-    for name in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+    for name in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+    ] {
         if let Some(value) = object["metadata"].get(name) {
             metadata[name] = value.clone();
         }

@@ -27,12 +27,14 @@ const SECONDS_MOUNTED_GOOD: i64 = 365 * 24 * 3600;
 /// Answers a `TokenRequest` with a token.
 pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
     WriteOptions::parse(&call.query, &call.headers, "CreateOptions", false)?;
-    let mut request = body::parse(&bytes, body::is_yaml(&call.headers)?, "TokenRequest")?;
+    let mut request = body::parse(&bytes, body::Encoding::of(&call.headers)?, "TokenRequest")?;
     let account = call
         .core
         .read(&call.resource, &call.info.namespace, &call.info.name)
         .ok_or_else(|| call.not_found())?;
-    let wanted = request["spec"]["expirationSeconds"].as_i64().unwrap_or(SECONDS_DEFAULT);
+    let wanted = request["spec"]["expirationSeconds"]
+        .as_i64()
+        .unwrap_or(SECONDS_DEFAULT);
     check_seconds(call, wanted)?;
     let audiences = audiences(call, &request);
     let mut bound = Bound {
@@ -46,7 +48,8 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     bind(call, &request["spec"]["boundObjectRef"], &mut bound)?;
     let now = call.now.as_second();
     let mut good = wanted;
-    if wanted == SECONDS_MOUNTED && bound.pod.is_some() && audiences == [call.core.tokens.issuer()] {
+    if wanted == SECONDS_MOUNTED && bound.pod.is_some() && audiences == [call.core.tokens.issuer()]
+    {
         bound.warnafter = Some(now + wanted);
         good = SECONDS_MOUNTED_GOOD;
     }
@@ -57,7 +60,10 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
         iss: call.core.tokens.issuer().to_owned(),
         jti: uuid::Uuid::new_v4().to_string(),
         nbf: now,
-        sub: format!("system:serviceaccount:{}:{}", call.info.namespace, call.info.name),
+        sub: format!(
+            "system:serviceaccount:{}:{}",
+            call.info.namespace, call.info.name
+        ),
         kubernetes: bound,
     };
     let token = call
@@ -105,8 +111,18 @@ fn check_seconds(call: &Call, seconds: i64) -> Result<(), Failure> {
     } else {
         return Ok(());
     };
-    let fault = fault("spec.expirationSeconds", FaultReason::Invalid, seconds, detail);
-    Err(Failure::invalid(GROUP, "TokenRequest", &call.info.name, &[fault]))
+    let fault = fault(
+        "spec.expirationSeconds",
+        FaultReason::Invalid,
+        seconds,
+        detail,
+    );
+    Err(Failure::invalid(
+        GROUP,
+        "TokenRequest",
+        &call.info.name,
+        &[fault],
+    ))
 }
 
 /// Binds the token to the pod, secret or node that was asked for.
@@ -129,7 +145,11 @@ fn bind(call: &Call, wanted: &Value, bound: &mut Bound) -> Result<(), Failure> {
         }
     };
     let resource = call.core.builtin("", "v1", plural);
-    let namespace = if plural == "nodes" { "" } else { call.info.namespace.as_str() };
+    let namespace = if plural == "nodes" {
+        ""
+    } else {
+        call.info.namespace.as_str()
+    };
     let object = call
         .core
         .read(resource, namespace, name)
@@ -139,13 +159,20 @@ fn bind(call: &Call, wanted: &Value, bound: &mut Bound) -> Result<(), Failure> {
         return Err(Failure::conflict(
             ResourceName { group: "", plural },
             name,
-            format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"),
+            format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+            ),
         ));
     }
-    let reference = Reference { name: name.to_owned(), uid: actual };
+    let reference = Reference {
+        name: name.to_owned(),
+        uid: actual,
+    };
     match plural {
         "pods" => {
-            let account = object["spec"]["serviceAccountName"].as_str().unwrap_or_default();
+            let account = object["spec"]["serviceAccountName"]
+                .as_str()
+                .unwrap_or_default();
             if account != call.info.name {
                 return Err(Failure::bad_request(format!(
                     "cannot bind token for serviceaccount {} to pod running with different serviceaccount name.",
@@ -156,8 +183,13 @@ fn bind(call: &Call, wanted: &Value, bound: &mut Bound) -> Result<(), Failure> {
             if !node.is_empty() {
                 let nodes = call.core.builtin("", "v1", "nodes");
                 let uid = call.core.read(nodes, "", node);
-                let uid = uid.map(|node| metadata_str(&node, "uid").to_owned()).unwrap_or_default();
-                bound.node = Some(Reference { name: node.to_owned(), uid });
+                let uid = uid
+                    .map(|node| metadata_str(&node, "uid").to_owned())
+                    .unwrap_or_default();
+                bound.node = Some(Reference {
+                    name: node.to_owned(),
+                    uid,
+                });
             }
             bound.pod = Some(reference);
         }

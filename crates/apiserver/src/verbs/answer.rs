@@ -12,14 +12,22 @@ use crate::status::Failure;
 use crate::{Body, table};
 
 /// A stored object. The usual form is the stored bytes themselves.
-pub(crate) fn stored(call: &Call, entry: &Entry<Meta>, code: StatusCode) -> Result<Response<Body>, Failure> {
+pub(crate) fn stored(
+    call: &Call,
+    entry: &Entry<Meta>,
+    code: StatusCode,
+) -> Result<Response<Body>, Failure> {
     let accept = call.accept;
     let as_stored = accept.shown == Shown::Object
         && accept.notation == Notation::Json
         && !accept.pretty
         && call.resource.head.is_head_of(&entry.bytes);
     if as_stored {
-        return Ok(with_type(code, Body::from(entry.bytes.clone()), "application/json"));
+        return Ok(with_type(
+            code,
+            Body::from(entry.bytes.clone()),
+            "application/json",
+        ));
     }
     let object = parse(call, entry)?;
     object_value(call, &object, code)
@@ -27,13 +35,18 @@ pub(crate) fn stored(call: &Call, entry: &Entry<Meta>, code: StatusCode) -> Resu
 
 /// The stored object as a value of the kind that the request is about.
 pub(crate) fn parse(call: &Call, entry: &Entry<Meta>) -> Result<Value, Failure> {
-    let object: Value = serde_json::from_slice(&entry.bytes)
-        .map_err(|error| Failure::internal(format!("{} is damaged in the store: {error}", entry.key)))?;
+    let object: Value = serde_json::from_slice(&entry.bytes).map_err(|error| {
+        Failure::internal(format!("{} is damaged in the store: {error}", entry.key))
+    })?;
     Ok(call.resource.view(object))
 }
 
 /// An object in hand.
-pub(crate) fn object_value(call: &Call, object: &Value, code: StatusCode) -> Result<Response<Body>, Failure> {
+pub(crate) fn object_value(
+    call: &Call,
+    object: &Value,
+    code: StatusCode,
+) -> Result<Response<Body>, Failure> {
     match call.accept.shown {
         Shown::Object => Ok(value(call, object, code)),
         Shown::Table => {

@@ -1,4 +1,4 @@
-//! Request bodies: JSON or YAML text to an object of the kind that the request is about.
+//! Request bodies: JSON, YAML or protobuf to an object of the kind that the request is about.
 
 use bytes::Bytes;
 use http::{HeaderMap, header};
@@ -13,12 +13,16 @@ const QUOTED: usize = 1024;
 
 /// Reads, checks and completes an object: types are those of the resource, unknown fields are
 /// dropped or refused as asked, defaults are filled in.
-pub(crate) fn object(call: &Call, bytes: &Bytes, validation: FieldValidation) -> Result<Value, Failure> {
-    let yaml = is_yaml(&call.headers)?;
-    let mut object = parse(bytes, yaml, call.resource.kind.kind())?;
+pub(crate) fn object(
+    call: &Call,
+    bytes: &Bytes,
+    validation: FieldValidation,
+) -> Result<Value, Failure> {
+    let encoding = Encoding::of(&call.headers)?;
+    let mut object = parse(bytes, encoding, call.resource.kind.kind())?;
     set_types(call, &call.resource, &mut object)?;
-    // YAML readers refuse duplicate keys themselves.
-    let raw = (!yaml && validation != FieldValidation::Ignore).then_some(&bytes[..]);
+    // YAML readers refuse duplicate keys themselves; protobuf has none.
+    let raw = (encoding == Encoding::Json && validation != FieldValidation::Ignore).then_some(&bytes[..]);
     complete(call, &call.resource, &mut object, raw, validation).map_err(|why| {
         let kind = call.resource.kind;
         Failure::bad_request(format!(
@@ -45,7 +49,11 @@ pub(crate) fn complete(
     if let Some(error) = decoded.error {
         return Err(error);
     }
-    let faults: Vec<String> = decoded.duplicate.into_iter().chain(decoded.unknown).collect();
+    let faults: Vec<String> = decoded
+        .duplicate
+        .into_iter()
+        .chain(decoded.unknown)
+        .collect();
     if !faults.is_empty() {
         match validation {
             FieldValidation::Strict => {
@@ -59,36 +67,54 @@ pub(crate) fn complete(
     Ok(())
 }
 
-/// Whether the body is YAML rather than JSON.
-pub(crate) fn is_yaml(headers: &HeaderMap) -> Result<bool, Failure> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else {
-        return Ok(false);
-    };
-    let media = value.to_str().unwrap_or_default();
-    match media.split(';').next().unwrap_or_default().trim() {
-        "" | "application/json" => Ok(false),
-        "application/yaml" => Ok(true),
-        _ => Err(Failure::unsupported_body()),
+/// The form of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Encoding {
+    /// `application/json`, also where nothing is said.
+    Json,
+    /// `application/yaml`.
+    Yaml,
+    /// `application/vnd.kubernetes.protobuf`, which typed Go clients send.
+    Protobuf,
+}
+
+impl Encoding {
+    /// What the headers say.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Encoding, Failure> {
+        let Some(value) = headers.get(header::CONTENT_TYPE) else {
+            return Ok(Encoding::Json);
+        };
+        let media = value.to_str().unwrap_or_default();
+        match media.split(';').next().unwrap_or_default().trim() {
+            "" | "application/json" => Ok(Encoding::Json),
+            "application/yaml" => Ok(Encoding::Yaml),
+            "application/vnd.kubernetes.protobuf" => Ok(Encoding::Protobuf),
+            _ => Err(Failure::unsupported_body()),
+        }
     }
 }
 
-/// The text as a JSON object.
-pub(crate) fn parse(bytes: &[u8], yaml: bool, expected: &str) -> Result<Value, Failure> {
+/// The body as a JSON object.
+pub(crate) fn parse(bytes: &[u8], encoding: Encoding, expected: &str) -> Result<Value, Failure> {
     let unrecognized = |why: String| {
         Failure::bad_request(format!(
             "the object provided is unrecognized (must be of type {expected}): {why} ({})",
             excerpt(bytes)
         ))
     };
-    let value: Value = if yaml {
-        yaml_value(bytes).map_err(|error| unrecognized(format!("yaml: {error}")))?
-    } else {
-        serde_json::from_slice(bytes).map_err(|error| {
+    let value: Value = match encoding {
+        Encoding::Protobuf => {
+            protobuf::decode(bytes).map_err(|error| unrecognized(error.to_string()))?
+        }
+        Encoding::Yaml => {
+            yaml_value(bytes).map_err(|error| unrecognized(format!("yaml: {error}")))?
+        }
+        Encoding::Json => serde_json::from_slice(bytes).map_err(|error| {
             unrecognized(format!(
                 "couldn't get version/kind; json parse error: {}",
                 go_syntax_error(bytes, &error)
             ))
-        })?
+        })?,
     };
     if value.is_object() {
         return Ok(value);
@@ -134,7 +160,10 @@ pub(crate) fn go_syntax_error(bytes: &[u8], error: &serde_json::Error) -> String
     }
     let text = error.to_string();
     let context = [
-        ("key must be a string", "looking for beginning of object key string"),
+        (
+            "key must be a string",
+            "looking for beginning of object key string",
+        ),
         ("expected `:`", "after object key"),
         ("expected `,` or `}`", "after object key:value pair"),
         ("expected `,` or `]`", "after array element"),
@@ -159,7 +188,11 @@ pub(crate) fn go_syntax_error(bytes: &[u8], error: &serde_json::Error) -> String
 }
 
 /// Fills in `kind` and `apiVersion`, or refuses those of another kind.
-pub(crate) fn set_types(call: &Call, resource: &Resource, object: &mut Value) -> Result<(), Failure> {
+pub(crate) fn set_types(
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+) -> Result<(), Failure> {
     let kind = resource.kind;
     let given_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
     let given_kind = object["kind"].as_str().unwrap_or_default().to_owned();
@@ -167,8 +200,16 @@ pub(crate) fn set_types(call: &Call, resource: &Resource, object: &mut Value) ->
     let same_kind = given_kind.is_empty() || given_kind == kind.kind();
     let same_version = given_version.is_empty() || given_version == wanted_version;
     if !same_kind || !same_version {
-        let api_version = if given_version.is_empty() { wanted_version } else { &given_version };
-        let named = if given_kind.is_empty() { kind.kind() } else { &given_kind };
+        let api_version = if given_version.is_empty() {
+            wanted_version
+        } else {
+            &given_version
+        };
+        let named = if given_kind.is_empty() {
+            kind.kind()
+        } else {
+            &given_kind
+        };
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         let known = call.core.resource_of_kind(group, version, named).is_some();
         let internal_group = match kind.group() {
@@ -208,27 +249,46 @@ mod tests {
 
     #[test]
     fn malformed_text_is_refused_in_gos_words() {
-        let check = |text: &str, yaml: bool, expected: &str| {
-            let failure = parse(text.as_bytes(), yaml, "Pod").expect_err(text);
+        let check = |text: &str, encoding: Encoding, expected: &str| {
+            let failure = parse(text.as_bytes(), encoding, "Pod").expect_err(text);
             assert_eq!(failure.message(), expected, "{text}");
         };
         let must = "the object provided is unrecognized (must be of type Pod): couldn't get version/kind; json parse error: ";
-        check("{", false, &format!("{must}unexpected end of JSON input ({{)"));
-        check("", false, &format!("{must}unexpected end of JSON input (<empty>)"));
+        check(
+            "{",
+            Encoding::Json,
+            &format!("{must}unexpected end of JSON input ({{)"),
+        );
+        check(
+            "",
+            Encoding::Json,
+            &format!("{must}unexpected end of JSON input (<empty>)"),
+        );
         check(
             "{\"a\":x}",
-            false,
+            Encoding::Json,
             &format!("{must}invalid character 'x' looking for beginning of value ({{\"a\":x}})"),
         );
         let go_struct = "into Go value of type struct { APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }";
-        check("[]", false, &format!("{must}json: cannot unmarshal array {go_struct} (5b5d)"));
-        check("a", true, &format!("{must}json: cannot unmarshal string {go_struct} (61)"));
-        assert!(parse(b"a: [", true, "Pod").is_err());
+        check(
+            "[]",
+            Encoding::Json,
+            &format!("{must}json: cannot unmarshal array {go_struct} (5b5d)"),
+        );
+        check(
+            "a",
+            Encoding::Yaml,
+            &format!("{must}json: cannot unmarshal string {go_struct} (61)"),
+        );
+        assert!(parse(b"a: [", Encoding::Yaml, "Pod").is_err());
     }
 
     #[test]
     fn yaml_is_read_as_users_mean_it() {
         let value = yaml_value(b"mode: 0644\nflag: yes\ntext: \"yes\"\n").expect("well-formed");
-        assert_eq!(value, serde_json::json!({"mode": 420, "flag": true, "text": "yes"}));
+        assert_eq!(
+            value,
+            serde_json::json!({"mode": 420, "flag": true, "text": "yes"})
+        );
     }
 }

@@ -139,7 +139,10 @@ async fn create_named(
         }
         claims.release(&mut object);
     }
-    Err(Failure::too_many_requests("addresses are being taken faster than this object can be stored; try again", 1))
+    Err(Failure::too_many_requests(
+        "addresses are being taken faster than this object can be stored; try again",
+        1,
+    ))
 }
 
 /// Gives a new object what the server alone decides.
@@ -148,7 +151,11 @@ fn begin_life(call: &Call, object: &mut Value) -> Result<(), Failure> {
     let now = seconds(call.now);
     let metadata = members(object, "metadata");
     if namespaced {
-        match metadata.get("namespace").and_then(Value::as_str).unwrap_or_default() {
+        match metadata
+            .get("namespace")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+        {
             "" => {
                 metadata.insert("namespace".into(), call.info.namespace.as_str().into());
             }
@@ -162,10 +169,20 @@ fn begin_life(call: &Call, object: &mut Value) -> Result<(), Failure> {
     } else {
         metadata.remove("namespace");
     }
-    if metadata.get("resourceVersion").is_some_and(|given| given != "" && given != "0") {
-        return Err(Failure::plain_internal("resourceVersion should not be set on objects to be created"));
+    if metadata
+        .get("resourceVersion")
+        .is_some_and(|given| given != "" && given != "0")
+    {
+        return Err(Failure::plain_internal(
+            "resourceVersion should not be set on objects to be created",
+        ));
     }
-    for decided in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
+    for decided in [
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "selfLink",
+        "resourceVersion",
+    ] {
         metadata.remove(decided);
     }
     metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
@@ -220,7 +237,11 @@ pub(crate) async fn update(
     let resource = &call.resource;
     let key = call.key();
     for _ in 0..TRIES {
-        let entry = call.core.store().get(&key).ok_or_else(|| call.not_found())?;
+        let entry = call
+            .core
+            .store()
+            .get(&key)
+            .ok_or_else(|| call.not_found())?;
         let old = answer::parse(call, &entry)?;
         let mut new = make(&old)?;
         let pinned = check_identity(call, &new, &old)?;
@@ -313,7 +334,12 @@ fn check_identity(call: &Call, new: &Value, old: &Value) -> Result<bool, Failure
     let revision = metadata_str(new, "resourceVersion");
     if revision.is_empty() || revision == "0" {
         if must_name_revision(call) {
-            let fault = fault("metadata.resourceVersion", FaultReason::Invalid, 0, "must be specified for an update");
+            let fault = fault(
+                "metadata.resourceVersion",
+                FaultReason::Invalid,
+                0,
+                "must be specified for an update",
+            );
             return Err(Failure::invalid(
                 call.resource.kind.group(),
                 call.resource.kind.plural(),
@@ -384,12 +410,17 @@ pub(crate) enum Refused {
 }
 
 /// Commits and returns the entry of the transaction's own object, which is its first write.
-pub(crate) async fn commit(call: &Call, transaction: Transaction) -> Result<Arc<Entry<Meta>>, Refused> {
+pub(crate) async fn commit(
+    call: &Call,
+    transaction: Transaction,
+) -> Result<Arc<Entry<Meta>>, Refused> {
     match call.core.store().commit(transaction).await {
         Ok(committed) => {
             call.core.noticed(&call.resource);
             committed.entries.into_iter().next().ok_or_else(|| {
-                Refused::Failure(Failure::internal("a transaction without writes was committed"))
+                Refused::Failure(Failure::internal(
+                    "a transaction without writes was committed",
+                ))
             })
         }
         Err(CommitError::Conflict { key, .. }) => Err(Refused::Conflict(key)),
@@ -419,10 +450,14 @@ mod tests {
 
     #[test]
     fn an_object_goes_when_nothing_holds_it() {
-        let check = |object: Value, expected: bool| assert_eq!(is_finished(&object), expected, "{object}");
+        let check =
+            |object: Value, expected: bool| assert_eq!(is_finished(&object), expected, "{object}");
         check(json!({"metadata": {}}), false);
         check(json!({"metadata": {"deletionTimestamp": "t"}}), true);
-        check(json!({"metadata": {"deletionTimestamp": "t", "finalizers": ["a"]}}), false);
+        check(
+            json!({"metadata": {"deletionTimestamp": "t", "finalizers": ["a"]}}),
+            false,
+        );
         check(
             json!({"metadata": {"deletionTimestamp": "t", "deletionGracePeriodSeconds": 30}}),
             false,

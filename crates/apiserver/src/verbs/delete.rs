@@ -51,7 +51,11 @@ pub(crate) async fn delete(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     if deleted.gone && !returns_object(call) {
         let object = deleted.object.into_object(call)?;
         let status = status::success(
-            Some((call.resource.name(), &call.info.name, metadata_str(&object, "uid"))),
+            Some((
+                call.resource.name(),
+                &call.info.name,
+                metadata_str(&object, "uid"),
+            )),
             None,
         );
         return Ok(answer::value(call, &status, code));
@@ -64,8 +68,8 @@ pub(crate) fn read_options(call: &Call, bytes: &Bytes) -> Result<DeleteOptions, 
     if bytes.is_empty() {
         return DeleteOptions::parse(&call.query, None);
     }
-    let yaml = body::is_yaml(&call.headers)?;
-    let options = body::parse(bytes, yaml, "DeleteOptions")?;
+    let encoding = body::Encoding::of(&call.headers)?;
+    let options = body::parse(bytes, encoding, "DeleteOptions")?;
     DeleteOptions::parse(&call.query, Some(&options))
 }
 
@@ -75,16 +79,29 @@ fn returns_object(call: &Call) -> bool {
     kind.group().is_empty()
         && matches!(
             kind.kind(),
-            "Pod" | "Service" | "ServiceAccount" | "PersistentVolume" | "PersistentVolumeClaim"
-                | "PodTemplate" | "ReplicationController" | "ResourceQuota"
+            "Pod"
+                | "Service"
+                | "ServiceAccount"
+                | "PersistentVolume"
+                | "PersistentVolumeClaim"
+                | "PodTemplate"
+                | "ReplicationController"
+                | "ResourceQuota"
         )
 }
 
 /// Deletes, or begins to delete, the object that the call names.
-pub(crate) async fn delete_object(call: &Call, options: &DeleteOptions) -> Result<Deleted, Failure> {
+pub(crate) async fn delete_object(
+    call: &Call,
+    options: &DeleteOptions,
+) -> Result<Deleted, Failure> {
     let key = call.key();
     for _ in 0..TRIES {
-        let entry = call.core.store().get(&key).ok_or_else(|| call.not_found())?;
+        let entry = call
+            .core
+            .store()
+            .get(&key)
+            .ok_or_else(|| call.not_found())?;
         let old = answer::parse(call, &entry)?;
         check_preconditions(call, &old, options)?;
         let mut new = old.clone();
@@ -97,14 +114,25 @@ pub(crate) async fn delete_object(call: &Call, options: &DeleteOptions) -> Resul
         })?;
         let gone = mark(call, &mut new, options);
         if options.dry_run {
-            return Ok(Deleted { object: Done::Unstored(new), gone });
+            return Ok(Deleted {
+                object: Done::Unstored(new),
+                gone,
+            });
         }
         if !gone && new == old {
-            return Ok(Deleted { object: Done::Stored(entry), gone });
+            return Ok(Deleted {
+                object: Done::Stored(entry),
+                gone,
+            });
         }
         let transaction = transaction(call, &entry, &new, gone);
         match change::commit(call, transaction).await {
-            Ok(entry) => return Ok(Deleted { object: Done::Stored(entry), gone }),
+            Ok(entry) => {
+                return Ok(Deleted {
+                    object: Done::Stored(entry),
+                    gone,
+                });
+            }
             Err(Refused::Conflict(_)) if options.revision.is_some() => return Err(call.modified()),
             Err(Refused::Conflict(_)) => {}
             Err(Refused::Failure(failure)) => return Err(failure),
@@ -124,7 +152,11 @@ fn transaction(call: &Call, entry: &Entry<Meta>, new: &Value, gone: bool) -> Tra
     }
 }
 
-fn check_preconditions(call: &Call, object: &Value, options: &DeleteOptions) -> Result<(), Failure> {
+fn check_preconditions(
+    call: &Call,
+    object: &Value,
+    options: &DeleteOptions,
+) -> Result<(), Failure> {
     // Upstream names the kind here, not the resource.
     let name = ResourceName {
         group: call.resource.kind.group(),
@@ -135,15 +167,23 @@ fn check_preconditions(call: &Call, object: &Value, options: &DeleteOptions) -> 
         return Err(Failure::conflict(
             name,
             &call.info.name,
-            format!("the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"),
+            format!(
+                "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+            ),
         ));
     }
     let revision = metadata_str(object, "resourceVersion");
-    if let Some(wanted) = options.revision.as_deref().filter(|wanted| *wanted != revision) {
+    if let Some(wanted) = options
+        .revision
+        .as_deref()
+        .filter(|wanted| *wanted != revision)
+    {
         return Err(Failure::conflict(
             name,
             &call.info.name,
-            format!("the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({revision}). The object might have been modified"),
+            format!(
+                "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({revision}). The object might have been modified"
+            ),
         ));
     }
     Ok(())
@@ -171,11 +211,17 @@ fn mark(call: &Call, object: &mut Value, options: &DeleteOptions) -> bool {
                 .and_then(|text| text.parse::<Timestamp>().ok())
                 .and_then(|end| end.checked_sub(Span::new().seconds(before)).ok())
                 .unwrap_or(call.now);
-            metadata.insert("deletionTimestamp".into(), end_of_grace(begun, grace).into());
+            metadata.insert(
+                "deletionTimestamp".into(),
+                end_of_grace(begun, grace).into(),
+            );
             metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
         }
     } else {
-        metadata.insert("deletionTimestamp".into(), end_of_grace(call.now, grace).into());
+        metadata.insert(
+            "deletionTimestamp".into(),
+            end_of_grace(call.now, grace).into(),
+        );
         metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
         bump_generation(metadata);
     }
@@ -183,12 +229,20 @@ fn mark(call: &Call, object: &mut Value, options: &DeleteOptions) -> bool {
 }
 
 fn end_of_grace(begun: Timestamp, grace: i64) -> String {
-    seconds(begun.checked_add(Span::new().seconds(grace)).unwrap_or(begun))
+    seconds(
+        begun
+            .checked_add(Span::new().seconds(grace))
+            .unwrap_or(begun),
+    )
 }
 
 /// Kinds that count generations count the mark as one.
 fn bump_generation(metadata: &mut serde_json::Map<String, Value>) {
-    if let Some(generation) = metadata.get("generation").and_then(Value::as_i64).filter(|count| *count > 0) {
+    if let Some(generation) = metadata
+        .get("generation")
+        .and_then(Value::as_i64)
+        .filter(|count| *count > 0)
+    {
         metadata.insert("generation".into(), (generation + 1).into());
     }
 }
@@ -198,8 +252,14 @@ fn grace_seconds(call: &Call, object: &Value, options: &DeleteOptions) -> i64 {
     if !call.resource.is("", "Pod") {
         return 0;
     }
-    let unscheduled = object["spec"]["nodeName"].as_str().unwrap_or_default().is_empty();
-    let ended = matches!(object["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let unscheduled = object["spec"]["nodeName"]
+        .as_str()
+        .unwrap_or_default()
+        .is_empty();
+    let ended = matches!(
+        object["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    );
     if unscheduled || ended {
         return 0;
     }
@@ -247,11 +307,29 @@ mod tests {
         let check = |before: Value, propagation, expected: Value| {
             let mut object = json!({"metadata": {"finalizers": before}});
             set_finalizers(&mut object, propagation);
-            assert_eq!(object["metadata"].get("finalizers").cloned().unwrap_or_default(), expected);
+            assert_eq!(
+                object["metadata"]
+                    .get("finalizers")
+                    .cloned()
+                    .unwrap_or_default(),
+                expected
+            );
         };
-        check(json!(["a"]), Some(Propagation::Orphan), json!(["a", "orphan"]));
-        check(json!(["orphan"]), Some(Propagation::Foreground), json!(["foregroundDeletion"]));
-        check(json!(["orphan"]), Some(Propagation::Background), Value::Null);
+        check(
+            json!(["a"]),
+            Some(Propagation::Orphan),
+            json!(["a", "orphan"]),
+        );
+        check(
+            json!(["orphan"]),
+            Some(Propagation::Foreground),
+            json!(["foregroundDeletion"]),
+        );
+        check(
+            json!(["orphan"]),
+            Some(Propagation::Background),
+            Value::Null,
+        );
         check(json!(["orphan"]), None, json!(["orphan"]));
     }
 }

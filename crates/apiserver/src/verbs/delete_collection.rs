@@ -14,13 +14,20 @@ use crate::status::Failure;
 
 /// Deletes each object as if it were deleted alone. Those that others delete in between do not
 /// matter; the first other failure ends the work.
-pub(crate) async fn delete_collection(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
+pub(crate) async fn delete_collection(
+    call: &Call,
+    bytes: Bytes,
+) -> Result<Response<Body>, Failure> {
     let options = read_options(call, &bytes)?;
     let list_options = ListOptions::parse(&call.query, false)?;
     let page = read(call, &list_options)?;
     let mut items: Vec<Value> = Vec::new();
     for entry in &page.entries {
-        let (namespace, name) = entry.key.name.split_once('/').unwrap_or(("", &entry.key.name));
+        let (namespace, name) = entry
+            .key
+            .name
+            .split_once('/')
+            .unwrap_or(("", &entry.key.name));
         let one = call.on(&call.resource, namespace, name);
         match delete_object(&one, &options).await {
             Ok(deleted) => {

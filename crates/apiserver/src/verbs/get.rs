@@ -10,7 +10,11 @@ use crate::status::Failure;
 
 /// Answers with the newest state. A revision may be asked for, which must not lie in the future.
 pub(crate) fn get(call: &Call) -> Result<Response<Body>, Failure> {
-    if let Some(revision) = call.query.get("resourceVersion").filter(|text| !text.is_empty()) {
+    if let Some(revision) = call
+        .query
+        .get("resourceVersion")
+        .filter(|text| !text.is_empty())
+    {
         let current = call.core.store().revision().0;
         let wanted = parse_revision(revision)?;
         if wanted > current {

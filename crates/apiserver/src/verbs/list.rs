@@ -42,7 +42,10 @@ impl Pages {
         let now = Instant::now();
         let mut kept = self.0.lock();
         kept.retain(|(since, _)| now.duration_since(*since) < PAGE_AGE);
-        if kept.iter().any(|(_, known)| known.revision() == snapshot.revision()) {
+        if kept
+            .iter()
+            .any(|(_, known)| known.revision() == snapshot.revision())
+        {
             return;
         }
         if kept.len() >= PAGED {
@@ -81,10 +84,7 @@ pub(crate) fn list(call: &Call) -> Result<Response<Body>, Failure> {
         return Ok(answer::value(call, &table, StatusCode::OK));
     }
     if call.accept.shown == Shown::Partial {
-        let items: Vec<Value> = parsed(call, &page)?
-            .iter()
-            .map(answer::partial)
-            .collect();
+        let items: Vec<Value> = parsed(call, &page)?.iter().map(answer::partial).collect();
         let list = json!({
             "kind": "PartialObjectMetadataList",
             "apiVersion": "meta.k8s.io/v1",
@@ -136,7 +136,11 @@ fn parsed(call: &Call, page: &Page) -> Result<Vec<Value>, Failure> {
 /// Finds the objects that the options are about.
 pub(crate) fn read(call: &Call, options: &ListOptions) -> Result<Page, Failure> {
     let selection = Selection::parse(call, options)?;
-    let token = options.continue_token.as_deref().map(Token::parse).transpose()?;
+    let token = options
+        .continue_token
+        .as_deref()
+        .map(Token::parse)
+        .transpose()?;
     let store = call.core.store();
     let newest = store.snapshot();
     let current = newest.revision().0;
@@ -246,8 +250,11 @@ impl Token {
     }
 
     fn parse(text: &str) -> Result<Token, Failure> {
-        let not_valid =
-            |why: &str| Failure::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let not_valid = |why: &str| {
+            Failure::bad_request(format!(
+                "invalid continue token: continue key is not valid: {why}"
+            ))
+        };
         let bytes = URL_SAFE_NO_PAD
             .decode(text.trim_end_matches('='))
             .map_err(|error| not_valid(&error.to_string()))?;
@@ -262,12 +269,18 @@ impl Token {
         }
         let start = token["start"].as_str().unwrap_or_default();
         if start.is_empty() {
-            return Err(not_valid("encoded start key empty (version meta.k8s.io/v1)"));
+            return Err(not_valid(
+                "encoded start key empty (version meta.k8s.io/v1)",
+            ));
         }
         let revision = match token["rv"].as_i64() {
             Some(-1) => None,
             Some(revision) if revision > 0 => Some(revision.unsigned_abs()),
-            _ => return Err(not_valid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)")),
+            _ => {
+                return Err(not_valid(
+                    "incorrect encoded start resourceVersion (version meta.k8s.io/v1)",
+                ));
+            }
         };
         Ok(Token {
             revision,
@@ -322,7 +335,9 @@ impl http_body::Body for Joined {
         if self.left == 0 {
             return std::task::Poll::Ready(None);
         }
-        let capacity = usize::try_from(self.left).unwrap_or(FRAME_BYTES).min(FRAME_BYTES);
+        let capacity = usize::try_from(self.left)
+            .unwrap_or(FRAME_BYTES)
+            .min(FRAME_BYTES);
         let mut frame = BytesMut::with_capacity(capacity);
         if let Some(opening) = self.opening.take() {
             frame.put_slice(&opening);
@@ -356,11 +371,18 @@ mod tests {
     #[test]
     fn a_token_is_read_back_and_garbage_is_refused() {
         let token = Token::parse(&Token::text(Some(7), "default/web")).expect("our own");
-        assert_eq!((token.revision, token.after.as_str()), (Some(7), "default/web"));
+        assert_eq!(
+            (token.revision, token.after.as_str()),
+            (Some(7), "default/web")
+        );
         let token = Token::parse(&Token::text(None, "a")).expect("our own");
         assert_eq!(token.revision, None);
         for garbage in ["abc", "", "e30", "eyJ2IjoibWV0YS5rOHMuaW8vdjEifQ"] {
-            assert_eq!(Token::parse(garbage).err().map(|failure| failure.code()), Some(400), "{garbage}");
+            assert_eq!(
+                Token::parse(garbage).err().map(|failure| failure.code()),
+                Some(400),
+                "{garbage}"
+            );
         }
     }
 }

@@ -92,7 +92,12 @@ impl Shape for Place {
             Type::String | Type::Bytes | Type::Time | Type::MicroTime => Some(Scalar::String),
             Type::Int32 | Type::Int64 | Type::Number => Some(Scalar::Numeric),
             Type::Boolean => Some(Scalar::Boolean),
-            Type::Object | Type::Map | Type::List | Type::IntOrString | Type::Quantity | Type::Any => None,
+            Type::Object
+            | Type::Map
+            | Type::List
+            | Type::IntOrString
+            | Type::Quantity
+            | Type::Any => None,
         }
     }
 

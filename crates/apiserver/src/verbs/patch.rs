@@ -53,7 +53,13 @@ impl Change {
     }
 
     /// The object with the patch applied.
-    fn apply(&self, call: &Call, old: &Value, options: &WriteOptions, sub: Option<&str>) -> Result<Value, Failure> {
+    fn apply(
+        &self,
+        call: &Call,
+        old: &Value,
+        options: &WriteOptions,
+        sub: Option<&str>,
+    ) -> Result<Value, Failure> {
         let mut new = match self {
             Change::Apply(config) => return apply(call, Some(old), config, options, sub),
             _ => old.clone(),
@@ -62,7 +68,8 @@ impl Change {
             Change::Json(operations) => json_patch(&mut new, operations)?,
             Change::Merge(patch) => merge_patch(&mut new, patch)?,
             Change::Strategic(patch) => {
-                patch::strategic(&mut new, patch, &Place::root(&call.resource)).map_err(strategic_failure)?;
+                patch::strategic(&mut new, patch, &Place::root(&call.resource))
+                    .map_err(strategic_failure)?;
             }
             Change::Apply(_) => {}
         }
@@ -189,13 +196,19 @@ fn check_config(call: &Call, config: &Value) -> Result<(), Failure> {
 }
 
 /// Makes the object that a configuration describes.
-async fn create(call: &Call, config: &Value, options: &WriteOptions) -> Result<Response<Body>, Failure> {
+async fn create(
+    call: &Call,
+    config: &Value,
+    options: &WriteOptions,
+) -> Result<Response<Body>, Failure> {
     let uid = metadata_str(config, "uid");
     if !uid.is_empty() {
         return Err(Failure::conflict(
             call.resource.name(),
             &call.info.name,
-            format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found"),
+            format!(
+                "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+            ),
         ));
     }
     let mut object = apply(call, None, config, options, None)?;

@@ -29,7 +29,9 @@ impl Selection {
         let fields = options
             .field_selector
             .as_deref()
-            .map(|text| FieldSelector::parse(text).map_err(|error| Failure::bad_request(error.to_string())))
+            .map(|text| {
+                FieldSelector::parse(text).map_err(|error| Failure::bad_request(error.to_string()))
+            })
             .transpose()?;
         if let Some(selector) = &fields {
             let known = call.resource.kind.selectable_fields(&Value::Null);
@@ -39,7 +41,9 @@ impl Selection {
                 .map(|term| term.field.as_str())
                 .find(|field| !known.iter().any(|(known, _)| known == field));
             if let Some(field) = unknown {
-                return Err(Failure::bad_request(format!("field label not supported: {field}")));
+                return Err(Failure::bad_request(format!(
+                    "field label not supported: {field}"
+                )));
             }
         }
         Ok(Selection { labels, fields })
@@ -56,12 +60,9 @@ impl Selection {
     }
 
     fn takes_facts(&self, facts: &Facts) -> bool {
-        let labels = self
-            .labels
-            .as_ref()
-            .is_none_or(|selector| {
-                selector.matches_with(|name| facts.labels.get(name).map(String::as_str))
-            });
+        let labels = self.labels.as_ref().is_none_or(|selector| {
+            selector.matches_with(|name| facts.labels.get(name).map(String::as_str))
+        });
         labels
             && self
                 .fields

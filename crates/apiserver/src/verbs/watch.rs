@@ -64,7 +64,11 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
             if with_state && revision > current.0 {
                 return Err(Failure::revision_too_large(revision, current.0));
             }
-            if with_state { current } else { Revision(revision) }
+            if with_state {
+                current
+            } else {
+                Revision(revision)
+            }
         }
         Wanted::Newest | Wanted::Any => current,
     };
@@ -75,9 +79,10 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
                 "too old resource version: {} ({})",
                 after.0, compacted.oldest.0
             ));
-            return Ok(stream_answer(call, futures::stream::iter([Ok::<_, std::convert::Infallible>(
-                error_frame(&failure),
-            )])));
+            return Ok(stream_answer(
+                call,
+                futures::stream::iter([Ok::<_, std::convert::Infallible>(error_frame(&failure))]),
+            ));
         }
     };
     let initial: Vec<Arc<Entry<Meta>>> = if with_state {
@@ -90,13 +95,15 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
         Vec::new()
     };
     drop(snapshot);
-    let timeout = options
-        .timeout_seconds
-        .map_or_else(|| TIMEOUT_LEAST.mul_f64(1.0 + rand::random::<f64>()), Duration::from_secs);
+    let timeout = options.timeout_seconds.map_or_else(
+        || TIMEOUT_LEAST.mul_f64(1.0 + rand::random::<f64>()),
+        Duration::from_secs,
+    );
     let following = Following {
         frames,
         initial: initial.into_iter(),
-        end_of_initial: (options.initial_events == Some(true) && options.bookmarks).then_some(current),
+        end_of_initial: (options.initial_events == Some(true) && options.bookmarks)
+            .then_some(current),
         watch,
         bookmarks: options.bookmarks,
         bookmark_at: Box::pin(tokio::time::sleep(BOOKMARK_EVERY)),
@@ -198,7 +205,9 @@ impl Frames {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object = match self.accept.shown {
-            Shown::Object => bookmark_object(self.resource.kind, &self.resource.api_version, metadata),
+            Shown::Object => {
+                bookmark_object(self.resource.kind, &self.resource.api_version, metadata)
+            }
             Shown::Partial => json!({
                 "kind": "PartialObjectMetadata",
                 "apiVersion": "meta.k8s.io/v1",
@@ -236,7 +245,11 @@ fn put_frame(out: &mut BytesMut, what: &str, object: &[u8]) {
 
 fn error_frame(failure: &Failure) -> Bytes {
     let mut out = BytesMut::new();
-    put_frame(&mut out, "ERROR", &crate::encode::unstored(&failure.to_value()));
+    put_frame(
+        &mut out,
+        "ERROR",
+        &crate::encode::unstored(&failure.to_value()),
+    );
     out.freeze()
 }
 

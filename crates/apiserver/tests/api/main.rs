@@ -1,0 +1,10 @@
+//! The server as its clients see it: a store in memory and `kube::Client`s, no sockets.
+
+mod deletes;
+mod house;
+mod identity;
+mod patches;
+mod reads;
+mod services;
+mod watches;
+mod writes;

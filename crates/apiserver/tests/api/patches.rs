@@ -1,0 +1,237 @@
+//! Patching and applying.
+
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::house::{Answer, House};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
+
+async fn patch(house: &House, path: &str, media: &str, body: Value) -> Answer {
+    house
+        .call(Method::PATCH, path, media, body.to_string())
+        .await
+}
+
+async fn apply(house: &House, path: &str, manager: &str, body: Value) -> Answer {
+    let separator = if path.contains('?') { '&' } else { '?' };
+    patch(
+        house,
+        &format!("{path}{separator}fieldManager={manager}"),
+        "application/apply-patch+yaml",
+        body,
+    )
+    .await
+}
+
+fn deployment(image: &str) -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {"containers": [{"name": "main", "image": image}]},
+            },
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_strategic_patch_merges_containers_by_name() {
+    let house = House::new().await;
+    house
+        .post(DEPLOYMENTS, deployment("a:1"))
+        .await
+        .expect_code(201);
+    let path = format!("{DEPLOYMENTS}/web");
+    let change =
+        json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "s"}]}}}});
+    let patched = patch(
+        &house,
+        &path,
+        "application/strategic-merge-patch+json",
+        change,
+    )
+    .await
+    .expect_code(200);
+    let containers = patched.body["spec"]["template"]["spec"]["containers"]
+        .as_array()
+        .expect("a list")
+        .len();
+    assert_eq!(containers, 2);
+    assert_eq!(patched.body["metadata"]["generation"], 2);
+}
+
+#[tokio::test]
+async fn a_json_patch_tests_and_replaces() {
+    let house = House::new().await;
+    house.config_map("a", json!({})).await;
+    let path = format!("{MAPS}/a");
+    let media = "application/json-patch+json";
+    let good = json!([{"op": "test", "path": "/data/a", "value": "b"}, {"op": "replace", "path": "/data/a", "value": "c"}]);
+    let patched = patch(&house, &path, media, good.clone())
+        .await
+        .expect_code(200);
+    assert_eq!(patched.body["data"]["a"], "c");
+    patch(&house, &path, media, good).await.expect_failure(
+        422,
+        "Invalid",
+        "the server rejected our request due to an error in our request",
+    );
+    patch(&house, &path, media, json!({"op": "test"})).await.expect_failure(
+        400,
+        "BadRequest",
+        "error decoding patch: json: cannot unmarshal object into Go value of type []handlers.jsonPatchOp",
+    );
+}
+
+#[tokio::test]
+async fn patches_that_make_no_object_are_refused() {
+    let house = House::new().await;
+    house.config_map("a", json!({})).await;
+    let path = format!("{MAPS}/a");
+    house
+        .merge(&path, json!({"metadata": {"name": "b"}}))
+        .await
+        .expect_failure(
+            400,
+            "BadRequest",
+            "the name of the object (b) does not match the name on the URL (a)",
+        );
+    house.merge(&path, json!({"metadata": {"resourceVersion": "1"}})).await.expect_failure(
+        409,
+        "Conflict",
+        "Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply your changes to the latest version and try again",
+    );
+    let broken = house
+        .call(
+            Method::PATCH,
+            &path,
+            "application/merge-patch+json",
+            "{\"metadata",
+        )
+        .await;
+    broken.expect_failure(
+        400,
+        "BadRequest",
+        "error decoding patch: unexpected end of JSON input",
+    );
+    let unknown = house
+        .call(Method::PATCH, &path, "application/foo+json", "{}")
+        .await;
+    unknown.expect_failure(415, "UnsupportedMediaType", "415: Unsupported Media Type");
+    let mistyped = house.merge(&path, json!({"metadata": {"labels": 3}})).await;
+    assert_eq!(
+        (mistyped.code, mistyped.body["reason"].as_str()),
+        (422, Some("Invalid"))
+    );
+}
+
+#[tokio::test]
+async fn apply_makes_owns_and_conflicts() {
+    let house = House::new().await;
+    let path = format!("{MAPS}/a");
+    let config = |value: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"x": value}});
+    let made = apply(&house, &path, "one", config("1"))
+        .await
+        .expect_code(201);
+    assert_eq!(
+        made.body["metadata"]["managedFields"][0]["operation"],
+        "Apply"
+    );
+    let again = apply(&house, &path, "one", config("1"))
+        .await
+        .expect_code(200);
+    assert_eq!(again.revision(), made.revision());
+    let conflict = apply(&house, &path, "two", config("2")).await;
+    conflict.expect_failure(
+        409,
+        "Conflict",
+        "Apply failed with 1 conflict: conflict with \"one\": .data.x",
+    );
+    assert_eq!(
+        conflict.body["details"]["causes"][0]["reason"],
+        "FieldManagerConflict"
+    );
+    let forced = apply(&house, &format!("{path}?force=true"), "two", config("2"))
+        .await
+        .expect_code(200);
+    assert_eq!(forced.body["data"]["x"], "2");
+    house.call(Method::PATCH, &path, "application/apply-patch+yaml", "{}").await.expect_failure(
+        422,
+        "Invalid",
+        "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch",
+    );
+    apply(&house, &path, "one", json!({"foo": 1}))
+        .await
+        .expect_failure(400, "BadRequest", "invalid object type: /, Kind=");
+}
+
+#[tokio::test]
+async fn writes_are_accounted_to_their_managers() {
+    let house = House::new().await;
+    let made = house.config_map("a", json!({})).await;
+    let fields = &made.body["metadata"]["managedFields"][0];
+    assert_eq!(
+        (&fields["manager"], &fields["operation"]),
+        (&json!("tester"), &json!("Update"))
+    );
+    assert_eq!(fields["fieldsV1"]["f:data"], json!({".": {}, "f:a": {}}));
+}
+
+#[tokio::test]
+async fn a_scale_is_read_and_written() {
+    let house = House::new().await;
+    house
+        .post(DEPLOYMENTS, deployment("a:1"))
+        .await
+        .expect_code(201);
+    let path = format!("{DEPLOYMENTS}/web/scale");
+    let scale = house.get(&path).await.expect_code(200);
+    assert_eq!(
+        (&scale.body["kind"], &scale.body["spec"]["replicas"]),
+        (&json!("Scale"), &json!(2))
+    );
+    assert_eq!(scale.body["status"]["selector"], "app=web");
+    let patched = house
+        .merge(&path, json!({"spec": {"replicas": 5}}))
+        .await
+        .expect_code(200);
+    assert_eq!(patched.body["spec"]["replicas"], 5);
+    let deployment = house
+        .get(&format!("{DEPLOYMENTS}/web"))
+        .await
+        .expect_code(200);
+    assert_eq!(deployment.body["spec"]["replicas"], 5);
+    assert_eq!(deployment.body["metadata"]["generation"], 2);
+    let mut scale = scale.body;
+    scale["spec"]["replicas"] = 1.into();
+    house.put(&path, scale).await.expect_code(409);
+}
+
+#[tokio::test]
+async fn status_is_written_through_its_own_door() {
+    let house = House::new().await;
+    house
+        .post(DEPLOYMENTS, deployment("a:1"))
+        .await
+        .expect_code(201);
+    let path = format!("{DEPLOYMENTS}/web");
+    let ignored = house
+        .merge(&path, json!({"status": {"replicas": 7}}))
+        .await
+        .expect_code(200);
+    assert!(ignored.body["status"].get("replicas").is_none());
+    let change =
+        json!({"status": {"replicas": 7, "observedGeneration": 1}, "spec": {"replicas": 9}});
+    let written = house
+        .merge(&format!("{path}/status"), change)
+        .await
+        .expect_code(200);
+    assert_eq!(written.body["status"]["replicas"], 7);
+    assert_eq!(written.body["spec"]["replicas"], 2);
+    assert_eq!(written.body["metadata"]["generation"], 1);
+}

@@ -1,0 +1,253 @@
+//! Getting and listing.
+
+use serde_json::json;
+
+use crate::house::{House, pod};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+#[tokio::test]
+async fn selectors_choose_by_label_and_field() {
+    let house = House::new().await;
+    house.config_map("a", json!({"tier": "web"})).await;
+    house.config_map("b", json!({"tier": "db"})).await;
+    house.config_map("c", json!({})).await;
+    let check = async |query: &str, expected: &[&str]| {
+        let answer = house.get(&format!("{MAPS}?{query}")).await.expect_code(200);
+        assert_eq!(answer.names(), expected, "{query}");
+    };
+    check("labelSelector=tier%3Dweb", &["a"]).await;
+    check("labelSelector=tier", &["a", "b"]).await;
+    check("labelSelector=tier%20in%20(web%2Cdb)%2Ctier!%3Ddb", &["a"]).await;
+    check("labelSelector=!tier", &["c"]).await;
+    check("fieldSelector=metadata.name%3Db", &["b"]).await;
+    check(
+        "fieldSelector=metadata.name!%3Db,metadata.namespace%3Ddefault",
+        &["a", "c"],
+    )
+    .await;
+    let failing = house
+        .get(&format!("{MAPS}?fieldSelector=spec.foo%3Dx"))
+        .await;
+    failing.expect_failure(400, "BadRequest", "field label not supported: spec.foo");
+}
+
+#[tokio::test]
+async fn a_list_is_the_stored_bytes_without_types() {
+    let house = House::new().await;
+    house.config_map("a", json!({})).await;
+    let answer = house.get(MAPS).await.expect_code(200);
+    assert_eq!(answer.body["kind"], "ConfigMapList");
+    assert_eq!(answer.body["apiVersion"], "v1");
+    assert!(answer.body["items"][0].get("kind").is_none());
+    let one = house.get(&format!("{MAPS}/a")).await.expect_code(200);
+    assert_eq!(one.body["kind"], "ConfigMap");
+    assert_eq!(one.body["metadata"], answer.body["items"][0]["metadata"]);
+    let empty = house
+        .get("/api/v1/namespaces/kube-system/configmaps")
+        .await
+        .expect_code(200);
+    assert_eq!(empty.body["items"], json!([]));
+}
+
+#[tokio::test]
+async fn pages_show_the_state_of_the_first() {
+    let house = House::new().await;
+    for name in ["a", "b", "c", "d", "e"] {
+        house.config_map(name, json!({})).await;
+    }
+    let first = house.get(&format!("{MAPS}?limit=2")).await.expect_code(200);
+    assert_eq!(first.names(), ["a", "b"]);
+    assert_eq!(first.body["metadata"]["remainingItemCount"], 3);
+    house
+        .delete(&format!("{MAPS}/c"), json!(null))
+        .await
+        .expect_code(200);
+    house.config_map("aa", json!({})).await;
+    let token = first.body["metadata"]["continue"]
+        .as_str()
+        .expect("a token");
+    let second = house
+        .get(&format!("{MAPS}?limit=2&continue={token}"))
+        .await
+        .expect_code(200);
+    assert_eq!(second.names(), ["c", "d"]);
+    assert_eq!(second.revision(), first.revision());
+    let token = second.body["metadata"]["continue"]
+        .as_str()
+        .expect("a token");
+    let third = house
+        .get(&format!("{MAPS}?limit=2&continue={token}"))
+        .await
+        .expect_code(200);
+    assert_eq!(third.names(), ["e"]);
+    assert!(third.body["metadata"].get("continue").is_none());
+    let bad = house.get(&format!("{MAPS}?limit=2&continue=abc")).await;
+    bad.expect_failure(400, "BadRequest", "invalid continue token: continue key is not valid: invalid character 'i' looking for beginning of value");
+}
+
+#[tokio::test]
+async fn a_token_of_a_forgotten_state_is_expired_and_shows_how_to_go_on() {
+    let house = House::new().await;
+    for name in ["a", "b", "c"] {
+        house.config_map(name, json!({})).await;
+    }
+    // A well-formed token of a revision that nobody listed at: {"v":"meta.k8s.io/v1","rv":1,"start":"default/a\u0000"}
+    let token = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJkZWZhdWx0L2FcdTAwMDAifQ";
+    let answer = house.get(&format!("{MAPS}?limit=1&continue={token}")).await;
+    assert_eq!(
+        (answer.code, answer.body["reason"].as_str()),
+        (410, Some("Expired"))
+    );
+    let next = answer.body["metadata"]["continue"]
+        .as_str()
+        .expect("a token");
+    let rest = house
+        .get(&format!("{MAPS}?continue={next}"))
+        .await
+        .expect_code(200);
+    assert_eq!(rest.names(), ["b", "c"]);
+}
+
+#[tokio::test]
+async fn revisions_of_the_future_and_of_the_past() {
+    let house = House::new().await;
+    let current: u64 = house.get(MAPS).await.revision().parse().expect("a number");
+    for path in [
+        format!("{MAPS}?resourceVersion=100000"),
+        format!("{MAPS}?resourceVersion=100000&resourceVersionMatch=Exact"),
+    ] {
+        house.get(&path).await.expect_failure(
+            504,
+            "Timeout",
+            &format!("Timeout: Too large resource version: 100000, current: {current}"),
+        );
+    }
+    house
+        .get(&format!(
+            "{MAPS}?resourceVersion=1&resourceVersionMatch=Exact"
+        ))
+        .await
+        .expect_failure(
+            410,
+            "Expired",
+            "The resourceVersion for the provided list is too old.",
+        );
+    house
+        .get(&format!("{MAPS}?resourceVersion=1"))
+        .await
+        .expect_code(200);
+}
+
+#[tokio::test]
+async fn tables_and_partial_objects() {
+    let house = House::new().await;
+    house
+        .post("/api/v1/namespaces/default/pods", pod("a"))
+        .await
+        .expect_code(201);
+    let table = house
+        .get_as(
+            "/api/v1/pods",
+            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+        )
+        .await
+        .expect_code(200);
+    assert_eq!(table.body["kind"], "Table");
+    assert_eq!(table.body["columnDefinitions"][0]["name"], "Name");
+    assert_eq!(table.body["rows"][0]["cells"][0], "a");
+    assert_eq!(
+        table.body["rows"][0]["object"]["kind"],
+        "PartialObjectMetadata"
+    );
+    let partial = house
+        .get_as(
+            "/api/v1/pods",
+            "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
+        )
+        .await
+        .expect_code(200);
+    assert_eq!(partial.body["kind"], "PartialObjectMetadataList");
+    assert!(partial.body["items"][0].get("spec").is_none());
+    let refused = house.get_as("/api/v1/pods", "text/html").await;
+    assert_eq!(
+        (refused.code, refused.body["reason"].as_str()),
+        (406, Some("NotAcceptable"))
+    );
+}
+
+#[tokio::test]
+async fn discovery_and_health() {
+    let house = House::new().await;
+    let check = async |path: &str, kind: &str| {
+        let answer = house.get(path).await.expect_code(200);
+        assert_eq!(answer.body["kind"], kind, "{path}");
+    };
+    check("/api", "APIVersions").await;
+    check("/apis", "APIGroupList").await;
+    check("/api/v1", "APIResourceList").await;
+    check("/apis/apps", "APIGroup").await;
+    check("/apis/apps/v1", "APIResourceList").await;
+    let aggregated = house
+        .get_as(
+            "/apis",
+            "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        )
+        .await
+        .expect_code(200);
+    assert_eq!(aggregated.body["kind"], "APIGroupDiscoveryList");
+    assert_eq!(house.get("/readyz").await.expect_code(200).text, "ok");
+    assert!(
+        house
+            .get("/livez?verbose")
+            .await
+            .expect_code(200)
+            .text
+            .contains("[+]ping ok")
+    );
+    assert_eq!(
+        house.get("/version").await.expect_code(200).body["minor"],
+        "36"
+    );
+    house.get("/apis/apps/v9").await.expect_failure(
+        404,
+        "NotFound",
+        "the server could not find the requested resource",
+    );
+    assert_eq!(
+        house.get("/foo").await.expect_code(404).text,
+        "404 page not found\n"
+    );
+}
+
+#[tokio::test]
+async fn events_have_two_views() {
+    let house = House::new().await;
+    house
+        .post("/apis/events.k8s.io/v1/namespaces/default/events", json!({
+            "metadata": {"name": "e"}, "note": "hello", "reason": "Why", "type": "Normal", "action": "Do",
+            "reportingController": "c", "reportingInstance": "i", "eventTime": "2026-01-01T00:00:00.000000Z",
+            "regarding": {"kind": "Pod", "name": "a", "namespace": "default"},
+        }))
+        .await
+        .expect_code(201);
+    let core = house
+        .get("/api/v1/namespaces/default/events/e")
+        .await
+        .expect_code(200);
+    assert_eq!(
+        (&core.body["message"], &core.body["apiVersion"]),
+        (&json!("hello"), &json!("v1"))
+    );
+    assert_eq!(core.body["involvedObject"]["name"], "a");
+    let list = house
+        .get("/apis/events.k8s.io/v1/events")
+        .await
+        .expect_code(200);
+    assert_eq!(list.body["items"][0]["note"], "hello");
+    let chosen = house
+        .get("/api/v1/events?fieldSelector=involvedObject.name%3Da")
+        .await
+        .expect_code(200);
+    assert_eq!(chosen.names(), ["e"]);
+}
