@@ -287,24 +287,17 @@ impl<M> Hub<M> {
         }
         let begin = (pending - ring.first) as usize;
         let watcher = &ring.watchers[&id];
-        let wanted = ring
-            .events
-            .range(begin..)
-            .filter(|event| watcher.wants(event));
-        buffer.extend(wanted.take(TAKE).cloned());
-        let rest = match buffer.back() {
-            // Only a full buffer can have left something over.
-            Some(last) if buffer.len() == TAKE => {
-                let seen = ring
-                    .events
-                    .iter()
-                    .skip(begin)
-                    .position(|event| Arc::ptr_eq(event, last))
-                    .map_or(ring.events.len(), |position| begin + position + 1);
-                ring.find(watcher, ring.first + seen as u64)
+        let mut rest = None;
+        for (offset, event) in ring.events.range(begin..).enumerate() {
+            if !watcher.wants(event) {
+                continue;
             }
-            _ => None,
-        };
+            if buffer.len() == TAKE {
+                rest = Some(pending + offset as u64);
+                break;
+            }
+            buffer.push_back(event.clone());
+        }
         if let Some(watcher) = ring.watchers.get_mut(&id) {
             watcher.pending = rest;
         }

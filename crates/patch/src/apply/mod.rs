@@ -18,7 +18,6 @@ mod merge;
 mod typed;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
@@ -363,12 +362,5 @@ fn put_managed_fields(object: &mut Value, managers: &Managers) {
         } else {
             metadata.insert("managedFields".to_owned(), managers.encode());
         }
-    }
-}
-
-/// A path as it is told to people.
-impl fmt::Display for Conflict {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}: {}", self.message(), self.path)
     }
 }
