@@ -152,7 +152,7 @@ fn form(facts: &Facts<'_>, required: bool) -> Option<&'static str> {
         "pointer" => Some("pointer"),
         "always" | "required" => Some("always"),
         "value" => Some("value"),
-        "omitted" => None,
+        "omitted" | "optional" => None,
         _ if required => Some("always"),
         _ => None,
     }
@@ -172,8 +172,12 @@ fn definition(name: &str, schema: &Value, all: &FactsByField<'_>) -> anyhow::Res
             simple => Map::from_iter([("type".to_owned(), simple)]),
         };
         // k8s-openapi calls metadata required where Go does not mind its absence.
-        // Required lists it makes optional: `forms.tsv` has those.
-        let is_required = facts.form == "required" || required.contains(&field.as_str()) && field != "metadata";
+        // Required lists it makes optional, and some optional names required: `forms.tsv` has those.
+        let is_required = match facts.form {
+            "required" => true,
+            "optional" => false,
+            _ => required.contains(&field.as_str()) && field != "metadata",
+        };
         if is_required {
             entry.insert("required".to_owned(), json!(true));
         }

@@ -132,8 +132,12 @@ impl Reader {
             }
             let dot = if self.path.is_empty() { "" } else { "." };
             self.below(format_args!("{dot}{name}"), |reader| reader.read(present, &field))?;
-            if form == Form::Omitted && is_zero(present) && !(field.kind_of_value() == Type::Object) {
-                fields.remove(name);
+            let bare = is_zero(present) && field.kind_of_value() != Type::Object;
+            match form {
+                Form::Omitted if bare => drop(fields.remove(name)),
+                // Go prints a list that is there but empty as it prints one that is not there.
+                Form::Always if present.is_array() && bare => *present = Value::Null,
+                _ => {}
             }
         }
         Ok(())
@@ -183,12 +187,7 @@ impl Reader {
             Type::Number if !value.is_number() => self.mismatch(value, "float64"),
             Type::Int64 if value.as_i64().is_none() => self.mismatch(value, "int64"),
             Type::Int32 if !fits_int32(value) => self.mismatch(value, "int32"),
-            Type::Bytes => match value.as_str().map(base64::canonical) {
-                Some(Ok(None)) => {}
-                Some(Ok(Some(canonical))) => *value = canonical.into(),
-                Some(Err(at)) => return Err(format!("illegal base64 data at input byte {at}")),
-                None => self.mismatch(value, "[]uint8"),
-            },
+            Type::Bytes => self.read_bytes(value)?,
             Type::IntOrString if !value.is_string() && !fits_int32(value) => {
                 return Err(format!("json: cannot unmarshal {} into Go value of type int32", describe(value)));
             }
@@ -200,6 +199,26 @@ impl Reader {
                 }
             },
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Bytes are base64, or a list of numbers.
+    fn read_bytes(&mut self, value: &mut Value) -> Result<(), Abort> {
+        match &*value {
+            Value::String(text) => match base64::canonical(text) {
+                Ok(None) => {}
+                Ok(Some(canonical)) => *value = canonical.into(),
+                Err(at) => return Err(format!("illegal base64 data at input byte {at}")),
+            },
+            Value::Array(items) => {
+                let byte = |item: &Value| item.as_u64().and_then(|number| u8::try_from(number).ok());
+                match items.iter().map(byte).collect::<Option<Vec<u8>>>() {
+                    Some(bytes) => *value = base64::encode(&bytes).into(),
+                    None => self.mismatch(value, "uint8"),
+                }
+            }
+            _ => self.mismatch(value, "[]uint8"),
         }
         Ok(())
     }
@@ -287,10 +306,10 @@ fn zero(schema: &SchemaRef) -> Value {
             }
             Value::Object(fields)
         }
-        Type::String => "".into(),
+        Type::String | Type::Bytes => "".into(),
         Type::Int32 | Type::Int64 | Type::IntOrString | Type::Number => 0.into(),
         Type::Boolean => false.into(),
         Type::Quantity => "0".into(),
-        Type::List | Type::Map | Type::Bytes | Type::Time | Type::MicroTime | Type::Any => Value::Null,
+        Type::List | Type::Map | Type::Time | Type::MicroTime | Type::Any => Value::Null,
     }
 }

@@ -186,6 +186,7 @@ impl Kind {
 
     /// Brings a new object into the shape that a create stores: no status, generation 1.
     pub fn prepare_create(&self, object: &mut Value) {
+        metadata::drop_repeated_owners(object);
         (self.rules.prepare_create)(object);
         decode::normalize(object, &self.schema);
     }
@@ -193,6 +194,7 @@ impl Kind {
     /// Brings a changed object into the shape that an update stores: what this door (`sub`) may not change is taken
     /// from `old`, and `metadata.generation` counts changes of the spec.
     pub fn prepare_update(&self, new: &mut Value, old: &Value, sub: Option<&str>) {
+        metadata::drop_repeated_owners(new);
         (self.rules.prepare_update)(new, old, sub);
         decode::normalize(new, &self.schema);
     }

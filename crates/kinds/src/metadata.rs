@@ -106,8 +106,9 @@ pub(crate) fn validate_annotations(annotations: &Value, path: Path<'_>, faults: 
 fn validate_owners(metadata: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let owners = path.child("ownerReferences");
     let mut controller = "";
-    for (index, owner) in list(metadata, "ownerReferences").iter().enumerate() {
-        let path = owners.index(index);
+    for owner in list(metadata, "ownerReferences") {
+        // Upstream leaves the index out.
+        let path = owners;
         let version = text(owner, "apiVersion");
         if version.rsplit('/').next().unwrap_or_default().is_empty() {
             faults.push(Fault::invalid(path.child("apiVersion"), version, "version must not be empty"));
@@ -137,7 +138,11 @@ fn validate_finalizers(metadata: &Value, path: Path<'_>, faults: &mut Vec<Fault>
         let finalizer = finalizer.as_str().unwrap_or_default();
         let finalizers = path.child("finalizers");
         for problem in names::qualified_name(finalizer) {
-            faults.push(Fault::invalid(finalizers.index(index), finalizer, problem));
+            faults.push(Fault::invalid(finalizers, finalizer, problem));
+        }
+        if !finalizer.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer) {
+            let text = "name is neither a standard finalizer name nor is it fully qualified";
+            faults.push(Fault::invalid(finalizers.index(index), finalizer, text));
         }
         if finalizer == "orphan" || finalizer == "foregroundDeletion" {
             conflicting.push(finalizer);
@@ -175,6 +180,20 @@ pub(crate) fn validate_update(new: &Value, old: &Value, faults: &mut Vec<Fault>)
         }
     }
     validate_attachments(new, path, faults);
+}
+
+/// Drops owners that stand more than once.
+pub(crate) fn drop_repeated_owners(object: &mut Value) {
+    if let Some(Value::Array(owners)) = object.pointer_mut("/metadata/ownerReferences") {
+        let mut known: Vec<Value> = Vec::with_capacity(owners.len());
+        owners.retain(|owner| {
+            let new = !known.contains(owner);
+            if new {
+                known.push(owner.clone());
+            }
+            new
+        });
+    }
 }
 
 /// Counts `metadata.generation` on if `spec` changed.

@@ -243,14 +243,15 @@ pub(crate) fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
     if value.len() > 253 {
         faults.push(too_long(253));
     }
-    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let label = |label: &str| {
+        let label = label.strip_prefix('_').unwrap_or(label);
         let edges = [label.bytes().next(), label.bytes().last()];
-        edges.into_iter().all(|edge| edge.is_some_and(|byte| plain(byte) && byte != b'-')) && label.bytes().all(plain)
+        edges.into_iter().all(|edge| edge.is_some_and(plain)) && label.bytes().all(|byte| plain(byte) || b"-_".contains(&byte))
     };
     if !value.split('.').all(label) {
-        let part = "[a-z0-9_]([-_a-z0-9]*[a-z0-9_])?";
-        let text = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
+        let part = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
+        let text = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character";
         faults.push(pattern(text, &format!("{part}(\\.{part})*"), &["example.com"]));
     }
     faults

@@ -14,6 +14,20 @@ pub(crate) fn canonical(text: &str, micros: bool) -> Result<String, String> {
     strtime::format(pattern, parsed).map_err(|error| error.to_string())
 }
 
+/// Text in quotes as Go's package of times writes it: what is not ASCII byte by byte.
+fn quote(text: &str) -> String {
+    let mut out = String::from("\"");
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend(['\\', char::from(byte)]),
+            0x20..0x80 => out.push(char::from(byte)),
+            other => out.push_str(&format!("\\x{other:02x}")),
+        }
+    }
+    out.push('"');
+    out
+}
+
 /// A reader of one layout, piece by piece, that knows where it stopped.
 struct Clock<'a> {
     text: &'a str,
@@ -23,12 +37,12 @@ struct Clock<'a> {
 
 impl Clock<'_> {
     fn cannot(&self, element: &str) -> String {
-        let (text, rest) = (crate::quote(self.text), crate::quote(self.rest));
-        format!("parsing time {text} as {}: cannot parse {rest} as {}", crate::quote(self.layout), crate::quote(element))
+        let (text, rest) = (quote(self.text), quote(self.rest));
+        format!("parsing time {text} as {}: cannot parse {rest} as {}", quote(self.layout), quote(element))
     }
 
     fn out_of_range(&self, what: &str) -> String {
-        format!("parsing time {}: {what} out of range", crate::quote(self.text))
+        format!("parsing time {}: {what} out of range", quote(self.text))
     }
 
     fn digits(&mut self, count: usize, element: &str) -> Result<i64, String> {
@@ -71,8 +85,8 @@ impl Clock<'_> {
         let nanos = self.fraction(micros)?;
         let offset = self.offset()?;
         if !self.rest.is_empty() {
-            let text = crate::quote(self.text);
-            return Err(format!("parsing time {text}: extra text: {}", crate::quote(self.rest)));
+            let text = quote(self.text);
+            return Err(format!("parsing time {text}: extra text: {}", quote(self.rest)));
         }
         let date = jiff::civil::Date::new(year as i16, month as i8, day as i8).map_err(|_| self.out_of_range("day"))?;
         let at = date.at(hour as i8, minute as i8, second as i8, nanos);

@@ -130,7 +130,12 @@ fn strategy(strategy: &Value, faults: &mut Vec<Fault>) {
         }
         "RollingUpdate" => rolling_update(&strategy["rollingUpdate"], path.child("rollingUpdate"), faults),
         other => {
-            faults.push(Fault::not_supported(path.child("type"), other, &["Recreate", "RollingUpdate"]));
+            let update = match &strategy["rollingUpdate"] {
+                Value::Null => "null".to_owned(),
+                update => format!("{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}", update["maxUnavailable"], update["maxSurge"]),
+            };
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{update}}}", Value::from(other));
+            faults.push(Fault::not_supported(path, strategy.clone(), &["Recreate", "RollingUpdate"]).showing(shown));
         }
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn validate(container: &Value, path: Path<'_>, faults: &mut Vec<Fault
     }
     let list_path = path.child("envFrom");
     for (index, source) in list(container, "envFrom").iter().enumerate() {
-        whole(source, list_path.index(index), faults);
+        whole(source, list_path.index(index), list_path, faults);
     }
 }
 
@@ -80,7 +80,7 @@ fn file_key(reference: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     }
 }
 
-fn whole(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
+fn whole(source: &Value, path: Path<'_>, list_path: Path<'_>, faults: &mut Vec<Fault>) {
     let prefix = text(source, "prefix");
     if !prefix.is_empty() {
         let problems = names::environment_name(prefix).into_iter();
@@ -102,9 +102,9 @@ fn whole(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         }
     }
     match sources {
-        0 => faults.push(Fault::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
+        0 => faults.push(Fault::invalid(list_path, "", "must specify one of: `configMapRef` or `secretRef`")),
         1 => {}
-        _ => faults.push(Fault::invalid(path, "", "may not have more than one field specified at a time")),
+        _ => faults.push(Fault::invalid(list_path, "", "may not have more than one field specified at a time")),
     }
 }
 

@@ -12,8 +12,8 @@ use crate::table::{Heading, age};
 
 pub(crate) const RULES: Rules = Rules {
     name: |_, _| Vec::new(),
-    validate: |event, faults| validate(event, "involvedObject", faults),
-    validate_update: |new, _, _, faults| validate(new, "involvedObject", faults),
+    validate,
+    validate_update: |new, _, _, faults| validate(new, faults),
     columns: COLUMNS,
     cells,
     fields: |event| fields(event, "involvedObject"),
@@ -35,9 +35,8 @@ pub(crate) const COLUMNS: &[Heading] = &[
     Heading::NAME.wide(),
 ];
 
-/// What is wrong with an event, in the older form or in the newer one; `object` names the field of what it is about.
-pub(crate) fn validate(event: &Value, object: &str, faults: &mut Vec<Fault>) {
-    let about = text(&event[object], "namespace");
+fn validate(event: &Value, faults: &mut Vec<Fault>) {
+    let about = text(&event["involvedObject"], "namespace");
     let own = metadata::namespace(event);
     let cluster_wide = about.is_empty() && (own == "default" || own == "kube-system");
     let path = Path::new("involvedObject");

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::scheduling;
+use super::{resources, scheduling};
 use crate::fault::{Fault, Path};
 use crate::metadata;
 use crate::names;
@@ -50,6 +50,13 @@ pub(crate) const RULES: Rules = Rules {
 };
 
 fn default(node: &mut Value) {
+    // The older, single form of the field names the first of the newer one.
+    let spec = &mut node["spec"];
+    match (spec["podCIDR"].as_str(), list(spec, "podCIDRs").first()) {
+        (Some(range), first) if first.is_none_or(|first| first != range) => spec["podCIDRs"] = json!([range]),
+        (None, Some(range)) => spec["podCIDR"] = range.clone(),
+        _ => {}
+    }
     // What may be used is what there is, until the node says otherwise.
     if node["status"]["allocatable"].is_null() && node["status"]["capacity"].is_object() {
         node["status"]["allocatable"] = node["status"]["capacity"].clone();
@@ -82,6 +89,13 @@ fn validate(node: &Value, faults: &mut Vec<Fault>) {
         }
     }
     pod_ranges(spec, faults);
+    for kind in ["capacity", "allocatable"] {
+        let path = Path::new("status");
+        let path = path.child(kind);
+        for (name, amount) in entries(&node["status"][kind]) {
+            resources::amount(name, amount, path.child(name), faults);
+        }
+    }
 }
 
 fn pod_ranges(spec: &Value, faults: &mut Vec<Fault>) {

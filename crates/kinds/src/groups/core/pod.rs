@@ -125,8 +125,7 @@ fn qos_class(spec: &Value) -> &'static str {
             .collect()
     };
     let whole = &spec["resources"];
-    let pod_level = !amounts(whole, "limits").is_empty() || !amounts(whole, "requests").is_empty();
-    let containers: Vec<&Value> = match pod_level {
+    let containers: Vec<&Value> = match whole.is_object() {
         true => vec![whole],
         false => {
             let all = list(spec, "initContainers").iter().chain(list(spec, "containers"));

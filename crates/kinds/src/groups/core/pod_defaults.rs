@@ -136,7 +136,8 @@ fn requests_from_limits(resources: &mut Value) {
 fn pod_requests(spec: &mut Value) {
     let Some(limits) = spec.pointer("/resources/limits").and_then(Value::as_object).cloned() else { return };
     for (name, limit) in limits {
-        if !spec["resources"]["requests"][&name].is_null() {
+        let of_pods = ["cpu", "memory"].contains(&name.as_str()) || name.starts_with("hugepages-");
+        if !of_pods || !spec["resources"]["requests"][&name].is_null() {
             continue;
         }
         let asked = |container: &Value| container["resources"]["requests"][&name].as_str()?.parse::<Quantity>().ok();

@@ -9,15 +9,16 @@ use super::scheduling::{self, within};
 use super::{resources, security, volume};
 use crate::fault::{Fault, Path};
 use crate::metadata::{NOT_NEGATIVE, validate_annotations, validate_labels};
+use crate::labels::validate_selector;
 use crate::names;
 use crate::read::{flag, list, text};
 
 /// All faults of a pod's spec.
 pub(crate) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
-    volume::validate(spec, path.child("volumes"), faults);
+    let volumes = volume::validate(spec, path.child("volumes"), faults);
     claims(list(spec, "resourceClaims"), path.child("resourceClaims"), faults);
     let facts = PodFacts {
-        volumes: list(spec, "volumes").iter().map(|volume| text(volume, "name")).filter(|name| names::dns1123_label(name).is_empty()).collect(),
+        volumes,
         claims: list(spec, "resourceClaims").iter().map(|claim| text(claim, "name")).filter(|name| !name.is_empty()).collect(),
         host_network: flag(spec, "hostNetwork"),
     };
@@ -25,12 +26,6 @@ pub(crate) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     resources::pod(&spec["resources"], path.child("resources"), faults);
     words(spec, path, faults);
     security::pod(&spec["securityContext"], path.child("securityContext"), faults);
-    for (field, index, secret) in list(spec, "imagePullSecrets").iter().enumerate().map(|(index, secret)| ("imagePullSecrets", index, secret)) {
-        if text(secret, "name").is_empty() {
-            let list_path = path.child(field);
-            faults.push(Fault::required(list_path.index(index).child("name"), ""));
-        }
-    }
     scheduling::validate(spec, path, faults);
     gates(spec, path, faults);
     dns_config(spec, path.child("dnsConfig"), faults);
@@ -40,7 +35,7 @@ pub(crate) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let os = text(&spec["os"], "name");
     if spec["os"].is_object() {
         match os {
-            "" => faults.push(Fault::required(path.child("os.name"), "cannot be empty")),
+            "" => faults.push(Fault::required(path.child("os.name"), "")),
             "linux" | "windows" => {}
             other => faults.push(Fault::not_supported(path.child("os"), other, &["linux", "windows"])),
         }
@@ -54,7 +49,7 @@ fn words(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         "Always" | "OnFailure" | "Never" => {}
         "" => faults.push(Fault::required(path.child("restartPolicy"), "")),
         other => {
-            faults.push(Fault::not_supported(path.child("restartPolicy"), other, &["Always", "Never", "OnFailure"]));
+            faults.push(Fault::not_supported(path.child("restartPolicy"), other, &["Always", "OnFailure", "Never"]));
         }
     }
     let policy = text(spec, "dnsPolicy");
@@ -142,11 +137,11 @@ fn claims(claims: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
         match (claim["resourceClaimName"].is_null(), claim["resourceClaimTemplateName"].is_null()) {
             (false, false) => {
                 let text = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
-                faults.push(Fault::invalid(path, claim.clone(), text));
+                faults.push(Fault::invalid(path, claim.clone(), text).showing(show_claim(claim)));
             }
             (true, true) => {
                 let text = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-                faults.push(Fault::invalid(path, claim.clone(), text));
+                faults.push(Fault::invalid(path, claim.clone(), text).showing(show_claim(claim)));
             }
             _ => {}
         }
@@ -157,6 +152,13 @@ fn claims(claims: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
             }
         }
     }
+}
+
+/// A claim as Go prints its internal form.
+fn show_claim(claim: &Value) -> String {
+    let name = Value::from(text(claim, "name"));
+    let (claimed, template) = (&claim["resourceClaimName"], &claim["resourceClaimTemplateName"]);
+    format!("{{\"Name\":{name},\"ResourceClaimName\":{claimed},\"ResourceClaimTemplateName\":{template}}}")
 }
 
 fn dns_config(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
@@ -229,14 +231,23 @@ pub(crate) fn validate_template(template: &Value, path: Path<'_>, faults: &mut V
     }
 }
 
+fn is_well_formed(selector: &Value) -> bool {
+    let mut faults = Vec::new();
+    validate_selector(selector, Path::new(""), &mut faults);
+    faults.is_empty()
+}
+
 /// A workload's selector and the template of its pods, which it must select.
 pub(crate) fn validate_workload(spec: &Value, path: Path<'_>, kind: &str, faults: &mut Vec<Fault>) {
     let template = &spec["template"];
     let template_path = path.child("template");
-    let selector = crate::Selector::from_object(&spec["selector"]).ok().flatten();
-    if let Some(selector) = selector.filter(|selector| !selector.is_empty())
-        && !selector.matches(&template["metadata"]["labels"])
-    {
+    // An absent selector chooses nothing, an empty one everything; one that is malformed was told of already.
+    let chosen = match crate::Selector::from_object(&spec["selector"]) {
+        Ok(Some(selector)) => !is_well_formed(&spec["selector"]) || selector.matches(&template["metadata"]["labels"]),
+        Ok(None) => false,
+        Err(_) => true,
+    };
+    if !chosen {
         let text = "`selector` does not match template `labels`";
         let labels = template["metadata"]["labels"].clone();
         faults.push(Fault::invalid(template_path.child("metadata.labels"), labels, text));

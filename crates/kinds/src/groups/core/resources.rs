@@ -69,13 +69,14 @@ fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
-fn amount(name: &str, amount: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
+/// An amount of something; some things come whole only.
+pub(super) fn amount(name: &str, amount: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let shown = amount.as_str().unwrap_or("0");
     let Ok(quantity) = shown.parse::<Quantity>() else { return };
     if quantity.nanos() < 0 {
         faults.push(Fault::invalid(path, shown, NOT_NEGATIVE));
     }
-    let whole = !is_native(name) || name.starts_with("hugepages-");
+    let whole = !is_native(name) || name.starts_with("hugepages-") || name == "pods";
     if whole && quantity.milli_value() % 1000 != 0 {
         faults.push(Fault::invalid(path, shown, "must be an integer"));
     }

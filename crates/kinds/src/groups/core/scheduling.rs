@@ -158,7 +158,7 @@ pub(super) fn taint_effect(effect: &str, may_be_empty: bool, path: Path<'_>, fau
     }
     match effect {
         "" => faults.push(Fault::required(path, "")),
-        other => faults.push(Fault::not_supported(path, other, &["NoExecute", "NoSchedule", "PreferNoSchedule"])),
+        other => faults.push(Fault::not_supported(path, other, &EFFECTS)),
     }
 }
 
@@ -199,7 +199,7 @@ fn tolerations(tolerations: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
 }
 
 fn spread(constraints: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
-    let mut seen = BTreeSet::new();
+    let mut told = BTreeSet::new();
     for (index, constraint) in constraints.iter().enumerate() {
         let path = path.index(index);
         let skew = constraint["maxSkew"].as_i64().unwrap_or(0);
@@ -215,7 +215,10 @@ fn spread(constraints: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
             let known = ["DoNotSchedule", "ScheduleAnyway"];
             faults.push(Fault::not_supported(path.child("whenUnsatisfiable"), unsatisfiable, &known));
         }
-        if !seen.insert((key, unsatisfiable)) {
+        let again = constraints[index + 1..]
+            .iter()
+            .any(|later| text(later, "topologyKey") == key && text(later, "whenUnsatisfiable") == unsatisfiable);
+        if again && told.insert((key, unsatisfiable)) {
             let pair = format!("{{{key}, {unsatisfiable}}}");
             faults.push(Fault::duplicate(path.child("{topologyKey, whenUnsatisfiable}"), pair));
         }

@@ -71,7 +71,14 @@ fn validate(secret: &Value, faults: &mut Vec<Fault>) {
                 None => required(key, faults),
                 Some(content) => {
                     if let Err(error) = serde_json::from_slice::<Value>(&content) {
-                        let detail = if content.is_empty() { "unexpected end of JSON input".to_owned() } else { error.to_string() };
+                        let detail = match content.iter().find(|byte| !byte.is_ascii_whitespace()) {
+                            None => "unexpected end of JSON input".to_owned(),
+                            // Go takes a byte for a character.
+                            Some(byte) if error.column() <= 1 => {
+                                format!("invalid character '{}' looking for beginning of value", char::from(*byte))
+                            }
+                            Some(_) => error.to_string(),
+                        };
                         faults.push(Fault::invalid(DATA.key(key), "<secret contents redacted>", detail));
                     }
                 }

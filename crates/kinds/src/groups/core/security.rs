@@ -105,16 +105,28 @@ fn seccomp(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         },
         "RuntimeDefault" | "Unconfined" => {
             if !local.is_null() {
-                let text = "can only be set when seccomp type is Localhost";
-                faults.push(Fault::invalid(path.child("localhostProfile"), local.clone(), text));
+                misplaced(profile, path, faults);
             }
         }
-        "" => faults.push(Fault::required(path.child("type"), "type is required when seccompProfile is set")),
+        "" => {
+            faults.push(Fault::required(path.child("type"), "type is required when seccompProfile is set"));
+            if !local.is_null() {
+                misplaced(profile, path, faults);
+            }
+        }
         other => {
             let known = ["Localhost", "RuntimeDefault", "Unconfined"];
             faults.push(Fault::not_supported(path.child("type"), other, &known));
         }
     }
+}
+
+/// A profile of the node with a type that does not read one.
+fn misplaced(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
+    let (kind, local) = (Value::from(text(profile, "type")), &profile["localhostProfile"]);
+    let shown = format!("{{\"Type\":{kind},\"LocalhostProfile\":{local}}}");
+    let text = "can only be set when seccomp type is Localhost";
+    faults.push(Fault::invalid(path.child("localhostProfile"), profile.clone(), text).showing(shown));
 }
 
 fn app_armor(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {

@@ -187,6 +187,11 @@ fn validate(service: &Value, faults: &mut Vec<Fault>) {
     let spec = &service["spec"];
     let kind = text(spec, "type");
     let headless = text(spec, "clusterIP") == "None";
+    // Upstream allocates addresses before it looks at the rest.
+    families_and_addresses(spec, kind, headless, faults);
+    if !faults.is_empty() {
+        return;
+    }
     let known = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
     let ports_list = list(spec, "ports");
     if ports_list.is_empty() && !headless && kind != "ExternalName" {
@@ -209,7 +214,6 @@ fn validate(service: &Value, faults: &mut Vec<Fault>) {
         faults.push(Fault::not_supported(SPEC.child("sessionAffinity"), affinity, &["ClientIP", "None"]));
     }
     affinity_config(spec, affinity, faults);
-    families_and_addresses(spec, kind, headless, faults);
     for (index, address) in list(spec, "externalIPs").iter().enumerate() {
         let path = SPEC.child("externalIPs");
         let text = address.as_str().unwrap_or_default();
@@ -319,7 +323,7 @@ fn families_and_addresses(spec: &Value, kind: &str, headless: bool, faults: &mut
     let policy = text(spec, "ipFamilyPolicy");
     let known = ["PreferDualStack", "RequireDualStack", "SingleStack"];
     if !spec["ipFamilyPolicy"].is_null() && !known.contains(&policy) {
-        faults.push(Fault::not_supported(SPEC.child("ipFamilyPolicy"), policy, &["SingleStack", "PreferDualStack", "RequireDualStack"]));
+        faults.push(Fault::not_supported(SPEC.child("ipFamilyPolicy"), policy, &known));
     }
     let path = SPEC.child("ipFamilies");
     let mut seen = BTreeSet::new();

@@ -9,11 +9,13 @@ use crate::fault::{Fault, Path};
 use crate::names;
 use crate::read::{list, text};
 
-/// The volumes of a pod.
-pub(super) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
+/// The volumes of a pod. Returns the names of those with which nothing is wrong.
+pub(super) fn validate<'a>(spec: &'a Value, path: Path<'_>, faults: &mut Vec<Fault>) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
+    let mut valid = BTreeSet::new();
     for (index, volume) in list(spec, "volumes").iter().enumerate() {
         let path = path.index(index);
+        let before = faults.len();
         source(volume, path, faults);
         let name = text(volume, "name");
         if name.is_empty() {
@@ -25,7 +27,11 @@ pub(super) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
             }
             faults.extend(problems.into_iter().map(|problem| Fault::invalid(path.child("name"), name, problem)));
         }
+        if faults.len() == before {
+            valid.insert(name);
+        }
     }
+    valid
 }
 
 /// The order in which kinds of volumes are looked for; the first counts, others are too many.
@@ -262,7 +268,8 @@ fn downward_item(item: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     mode(item, "mode", path, faults);
 }
 
-fn projected(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
+fn projected(source: &Value, whole: Path<'_>, faults: &mut Vec<Fault>) {
+    let path = whole;
     let list_path = path.child("sources");
     let mut paths = BTreeSet::new();
     for (index, part) in list(source, "sources").iter().enumerate() {
@@ -295,12 +302,13 @@ fn projected(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
             let single = (!projection["path"].is_null()).then(|| text(projection, "path"));
             for file in own.chain(single).filter(|file| !file.is_empty()) {
                 if !paths.insert(file) {
-                    faults.push(Fault::invalid(part_path, file, "conflicting duplicate paths"));
+                    let shown = match kind {
+                        "secret" | "configMap" => text(projection, "name"),
+                        _ => file,
+                    };
+                    faults.push(Fault::invalid(whole, shown, "conflicting duplicate paths"));
                 }
             }
-        }
-        if found == 0 {
-            faults.push(Fault::required(path, "must specify at least 1 volume source"));
         }
     }
 }
@@ -352,12 +360,12 @@ pub(super) fn mounts(container: &Value, volumes: &BTreeSet<&str>, path: Path<'_>
         if name.is_empty() {
             faults.push(Fault::required(path.child("name"), ""));
         }
+        if !volumes.contains(name) {
+            faults.push(Fault::not_found(path.child("name"), name));
+        }
         let point = text(mount, "mountPath");
         if point.is_empty() {
             faults.push(Fault::required(path.child("mountPath"), ""));
-        }
-        if !volumes.contains(name) {
-            faults.push(Fault::not_found(path.child("name"), name));
         }
         if !points.insert(point) {
             faults.push(Fault::invalid(path.child("mountPath"), point, "must be unique"));

@@ -83,7 +83,6 @@ fn validate(slice: &Value, faults: &mut Vec<Fault>) {
         }
         match text(port, "protocol") {
             "SCTP" | "TCP" | "UDP" => {}
-            "" => faults.push(Fault::required(path.child("protocol"), "")),
             other => faults.push(Fault::not_supported(path.child("protocol"), other, &["SCTP", "TCP", "UDP"])),
         }
         if let Some(name) = port["appProtocol"].as_str() {

@@ -8,7 +8,6 @@ use crate::read::text;
 use crate::rules::Rules;
 
 pub(crate) const RULES: Rules = Rules {
-    name: |_, _| Vec::new(),
     validate,
     columns: COLUMNS,
     fields: |event| event::fields(event, "regarding"),
@@ -17,7 +16,6 @@ pub(crate) const RULES: Rules = Rules {
 };
 
 fn validate(event: &Value, faults: &mut Vec<Fault>) {
-    event::validate(event, "regarding", faults);
     if event["eventTime"].is_null() {
         faults.push(Fault::required(Path::new("eventTime"), ""));
     }

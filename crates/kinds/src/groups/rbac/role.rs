@@ -36,7 +36,11 @@ fn validate_cluster_role(role: &Value, faults: &mut Vec<Fault>) {
         faults.push(Fault::required(path, text));
     }
     for (index, selector) in selectors.iter().enumerate() {
+        let before = faults.len();
         validate_selector(selector, path.index(index), faults);
+        if faults.len() > before {
+            faults.push(Fault::invalid(path.index(index), Value::Null, "invalid label selector."));
+        }
     }
 }
 
