@@ -18,7 +18,7 @@ use crate::table::{Named, Row, TableError};
 use crate::{Loaded, tree};
 
 /// What an imported image is to be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
     /// Its name.
     pub name: Option<Reference>,
@@ -26,7 +26,7 @@ pub struct ImportOptions {
     pub config: ImageConfig,
     /// Stands in its history.
     pub message: String,
-    /// Now.
+    /// Now; 1970 by default.
     pub created: Timestamp,
     /// How much it may be.
     pub limits: Limits,

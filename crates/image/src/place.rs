@@ -586,8 +586,11 @@ pub(crate) fn clean(path: &[u8]) -> Result<Vec<u8>, Fault> {
     Ok(parts.join(&b'/'))
 }
 
-/// Directory and name of a path; `None` for the root.
-fn split(path: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, Fault> {
+/// A directory, and a name in it.
+type Place = (Vec<u8>, Vec<u8>);
+
+/// Where a path lies; `None` for the root.
+fn split(path: &[u8]) -> Result<Option<Place>, Fault> {
     let mut above = clean(path)?;
     if above.is_empty() {
         return Ok(None);
