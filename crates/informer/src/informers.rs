@@ -41,6 +41,7 @@ pub type Metadata = PartialObjectMeta<DynamicObject>;
 /// The caches of one process, each started when first asked for. Cheap to clone.
 #[derive(Clone)]
 pub struct Informers {
+    reader: kube::Client,
     client: kube::Client,
     drain: Drain,
     started: Arc<Mutex<HashMap<Place, Box<dyn Any + Send>>>>,
@@ -57,13 +58,22 @@ impl Informers {
     /// Caches that read through `client` until `drain` is signaled.
     pub fn new(client: kube::Client, drain: Drain) -> Self {
         Informers {
+            reader: client.clone(),
             client,
             drain,
             started: Arc::default(),
         }
     }
 
-    /// The client that the caches read through.
+    /// The same caches, for a worker that otherwise acts through a client of its own identity.
+    pub fn acting_as(&self, client: kube::Client) -> Self {
+        Informers {
+            client,
+            ..self.clone()
+        }
+    }
+
+    /// The client that the worker acts through; unless another was given, the caches read through it.
     pub fn client(&self) -> &kube::Client {
         &self.client
     }
@@ -116,7 +126,7 @@ impl Informers {
             drain: self.drain.clone(),
         };
         let source = Source {
-            client: self.client.clone(),
+            client: self.reader.clone(),
             path,
             field_selector,
             form,

@@ -1,0 +1,69 @@
+//! The ground floor of an instance, opened in the order in which things need each other.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use cli::Config;
+use engine::{Engine, LocalEngine};
+use futures::StreamExt;
+use image::Images;
+use network::Network;
+
+use crate::addresses::Addresses;
+
+/// Removing a sandbox waits for the kernel; more at once do not make it faster.
+const REMOVING_MAX: usize = 16;
+
+/// Images, network, and the containers on them.
+pub(crate) struct Ground {
+    pub(crate) images: Images,
+    pub(crate) network: Network,
+    pub(crate) engine: Arc<LocalEngine>,
+}
+
+impl Ground {
+    /// Opens all of it; what an earlier process left running is taken up.
+    pub(crate) async fn open(config: &Config) -> anyhow::Result<Ground> {
+        let (data_dir, name) = (&config.instance.data_dir, &config.instance.name);
+        let addresses = Addresses::of(config);
+        let images_dir = data_dir.join("images");
+        let images = tokio::task::spawn_blocking(move || Images::open(images_dir));
+        let network = Network::open(network::Config {
+            instance: name.clone(),
+            state_dir: data_dir.join("run/network"),
+            node_address: addresses.node_in_pod_range,
+            pod_subnet: addresses.node_pod_cidr.parse().context("the node's share of --pod-cidr")?,
+            pod_cidr: config.pod_cidr.to_string().parse().context("--pod-cidr")?,
+            service_cidr: config.service_cidr.to_string().parse().context("--service-cidr")?,
+        });
+        let (images, network) = tokio::join!(images, network);
+        let images = images.context("open the images")?.context("open the images")?;
+        let network = network.context("set up the network")?;
+        let engine = LocalEngine::open(engine::Config {
+            instance: name.clone(),
+            data_dir: data_dir.clone(),
+            images: images.clone(),
+            network: network.clone(),
+        })
+        .await
+        .context("take up the containers")?;
+        Ok(Ground { images, network, engine: Arc::new(engine) })
+    }
+
+    /// Ends every container and takes links, rules and cgroups away. What is stored stays.
+    pub(crate) async fn take_down(&self) -> anyhow::Result<()> {
+        let removed: Vec<_> = futures::stream::iter(self.engine.sandboxes().await)
+            .map(|sandbox| async move {
+                self.engine
+                    .remove_sandbox(&sandbox.id)
+                    .await
+                    .with_context(|| format!("remove sandbox {}", sandbox.id.0))
+            })
+            .buffer_unordered(REMOVING_MAX)
+            .collect()
+            .await;
+        removed.into_iter().collect::<anyhow::Result<()>>()?;
+        self.engine.close().await.context("remove the cgroups")?;
+        self.network.close(true).await.context("remove the network")
+    }
+}

@@ -1,0 +1,216 @@
+//! Being the server: every part made, in the order in which they need each other, until told to end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use apiserver::{ApiServer, Caller};
+use cli::{Config, Lock};
+use informer::Informers;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use lifecycle::{Drain, DrainTrigger, Ready};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::TaskTracker;
+
+use crate::addresses::Addresses;
+use crate::local_node::LocalNode;
+use crate::parts::Ground;
+use crate::progress::Teller;
+use crate::server::{Server, Workers};
+use crate::{KUBERNETES, control, dns_probe, kubeconfig};
+
+/// Starts everything, tells when it is ready, and returns when it was told to end and has.
+/// The lock is held until then.
+pub(crate) async fn run(config: Config, lock: Lock, teller: Teller) -> anyhow::Result<()> {
+    let (end, ended) = lifecycle::drain();
+    let started = match start(config, &teller, end, ended.clone()).await {
+        Ok(started) => started,
+        Err(error) => {
+            teller.failed(&error);
+            return Err(error);
+        }
+    };
+    let watching = tokio::spawn(tell_when_ready(started.server.clone(), teller));
+    until_told(&ended).await?;
+    tracing::info!("ending; containers go on unless they were taken down");
+    started.server.end.signal();
+    started.server.stop_workers().await;
+    started.fronts.close();
+    started.fronts.wait().await;
+    watching.abort();
+    started.store.close().await;
+    drop(lock);
+    Ok(())
+}
+
+/// What [`run`] holds on to.
+struct Started {
+    server: Arc<Server>,
+    store: store::Store<apiserver::Meta>,
+    /// The listeners.
+    fronts: TaskTracker,
+}
+
+async fn start(config: Config, teller: &Teller, end: DrainTrigger, ended: Drain) -> anyhow::Result<Started> {
+    let addresses = Addresses::of(&config);
+    let started_at = Timestamp::now();
+    teller.step("Opening what is stored");
+    let pki_dir = config.instance.pki_dir();
+    let authority = Arc::new(pki::Authority::load_or_create(&pki_dir)?);
+    let token_key = Arc::new(pki::TokenKey::load_or_create(&pki_dir)?);
+    // Bound before anything is changed, so that a taken port leaves no trace.
+    let listener = bind(config.api_listen).await?;
+    let (store, ground) = tokio::join!(open_store(&config), Ground::open(&config));
+    let (store, ground) = (store?, ground?);
+
+    teller.step("Starting the API");
+    let node = Arc::new(LocalNode::new(&config.node_name));
+    let mut api = apiserver::Config::new(store.clone(), authority.clone(), token_key);
+    api.nodes = node.clone();
+    api.service_cidr = config.service_cidr.to_string().parse().context("--service-cidr")?;
+    api.version.git_version = KUBERNETES.into();
+    let api = ApiServer::new(api).await.context("start the API")?;
+    let issued = authority.issue_server("kube-apiserver", &addresses.server_names(&config))?;
+    let tls = apiserver::tls_config(&authority, &issued)?;
+    kubeconfig::write(&config, &authority)?;
+    let fronts = TaskTracker::new();
+    let api_for_pods = addresses.api_for_pods(&config);
+    let mut listeners = vec![listener];
+    if let Some(address) = api_for_pods {
+        listeners.push(bind(address).await?);
+    }
+    for listener in listeners {
+        let (api, tls, ended) = (api.clone(), tls.clone(), ended.clone());
+        fronts.spawn(async move { api.serve(listener, tls, ended).await });
+    }
+
+    teller.step("Starting the workers");
+    let ready = Ready::default();
+    let (stop, stopped) = ended.child();
+    let workers = Workers { stop, tasks: TaskTracker::new() };
+    // One set of caches for all workers of this process, read as the component that upstream lets read everything.
+    let informers = Informers::new(api.client(Caller::authenticated("system:kube-controller-manager", &[])), stopped.clone());
+    let parts = Parts {
+        config: &config,
+        addresses: &addresses,
+        api: &api,
+        api_port: config.api_listen.port(),
+        root_certificates: authority.certificate_pem().to_string(),
+        ground: &ground,
+        informers: &informers,
+        tasks: &workers.tasks,
+        drain: stopped,
+        ready: &ready,
+    };
+    parts.start_controllers();
+    parts.start_gateway().await?;
+    parts.start_node(&node).await?;
+
+    let nodes = informers.of::<Node>();
+    let server = Arc::new(Server {
+        api_for_pods: api_for_pods
+            .unwrap_or_else(|| SocketAddr::new(addresses.node_in_pod_range.into(), config.api_listen.port())),
+        config,
+        addresses,
+        started_at,
+        ground,
+        nodes,
+        ready,
+        workers,
+        end,
+    });
+    let control = control::listen(&server.config.instance.control_socket())?;
+    fronts.spawn(control::serve(server.clone(), control, ended));
+    Ok(Started { server, store, fronts })
+}
+
+/// What the workers are made from.
+struct Parts<'a> {
+    config: &'a Config,
+    addresses: &'a Addresses,
+    api: &'a ApiServer,
+    api_port: u16,
+    root_certificates: String,
+    ground: &'a Ground,
+    informers: &'a Informers,
+    tasks: &'a TaskTracker,
+    drain: Drain,
+    ready: &'a Ready,
+}
+
+impl Parts<'_> {
+    /// The same caches, with the identity of one worker for what it does itself.
+    fn informers_as(&self, caller: Caller) -> Informers {
+        self.informers.acting_as(self.api.client(caller))
+    }
+
+    fn start_controllers(&self) {
+        let api = self.api.clone();
+        let client_for = Arc::new(move |name: &'static str| api.client(Caller::controller(name)));
+        let config = controllers::Config::new(client_for, self.root_certificates.clone());
+        self.tasks.spawn(controllers::run(self.informers.clone(), config, self.drain.clone()));
+        let informers = self.informers_as(Caller::scheduler());
+        self.tasks.spawn(scheduler::run(informers, self.drain.clone()));
+    }
+
+    async fn start_node(&self, node: &LocalNode) -> anyhow::Result<()> {
+        let block = self.ready.block("node");
+        let name = &self.config.node_name;
+        let mut config = node::Config::new(
+            name,
+            self.addresses.node.into(),
+            self.config.instance.data_dir.clone(),
+            self.addresses.dns_service,
+        );
+        config.kubelet_version = KUBERNETES.into();
+        let informers = self.informers_as(Caller::node(name));
+        let agent = node::Agent::start(informers, self.ground.engine.clone(), config, self.drain.clone())
+            .await
+            .context("start the node agent")?;
+        node.connect(agent.service());
+        drop(block);
+        Ok(())
+    }
+}
+
+/// Listens, with a message that says what to do when it cannot.
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("listen at {address} for the API (is something else there? `ss -ltnp` names it; or choose another with --api-listen)")
+    })
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<store::Store<apiserver::Meta>> {
+    let path = config.instance.store_file();
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    }
+    let engine = store::Sqlite::open(&path).with_context(|| format!("open {}", path.display()))?;
+    store::Store::open(Box::new(engine), apiserver::extract(), store::Options::default())
+        .await
+        .with_context(|| format!("load {}", path.display()))
+}
+
+/// Waits for the node and the name server, by the way that pods take.
+async fn tell_when_ready(server: Arc<Server>, teller: Teller) {
+    teller.step("Waiting for the node and DNS");
+    server.until_ready().await;
+    match dns_probe::answers(server.addresses.dns_service).await {
+        Ok(()) => teller.ready(),
+        Err(error) => teller.failed(&error.context("the cluster's name server")),
+    }
+}
+
+/// Resolves on the first signal, or when `wharf down` has taken everything down.
+async fn until_told(ended: &Drain) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = ended.signaled() => {}
+    }
+    Ok(())
+}
