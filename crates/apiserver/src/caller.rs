@@ -13,11 +13,11 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::status::{Failure, ResourceName};
 
 /// The group of every caller whose identity was established.
-pub const AUTHENTICATED: &str = "system:authenticated";
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
 /// The group of callers without an identity.
-pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+pub(crate) const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// The group that may do everything.
-pub const MASTERS: &str = "system:masters";
+pub(crate) const MASTERS: &str = "system:masters";
 
 /// An identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

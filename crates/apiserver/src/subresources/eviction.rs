@@ -14,8 +14,8 @@ use crate::verbs::{answer, body};
 /// Deletes the pod with the options of the eviction, unless a budget has nothing left.
 pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
     let write = WriteOptions::parse(&call.query, &call.headers, "CreateOptions", false)?;
-    let yaml = body::is_yaml(&call.headers)?;
-    let eviction = body::parse(&bytes, yaml, "Eviction")?;
+    let encoding = body::Encoding::of(&call.headers)?;
+    let eviction = body::parse(&bytes, encoding, "Eviction")?;
     let given = crate::encode::metadata_str(&eviction, "name");
     if !given.is_empty() && given != call.info.name {
         return Err(Failure::bad_request(

@@ -22,7 +22,8 @@ pub(crate) fn object(
     let mut object = parse(bytes, encoding, call.resource.kind.kind())?;
     set_types(call, &call.resource, &mut object)?;
     // YAML readers refuse duplicate keys themselves; protobuf has none.
-    let raw = (encoding == Encoding::Json && validation != FieldValidation::Ignore).then_some(&bytes[..]);
+    let raw =
+        (encoding == Encoding::Json && validation != FieldValidation::Ignore).then_some(&bytes[..]);
     complete(call, &call.resource, &mut object, raw, validation).map_err(|why| {
         let kind = call.resource.kind;
         Failure::bad_request(format!(

@@ -287,13 +287,19 @@ fn finish(
         object: new,
         old: Some(old),
     })?;
-    kind.prepare_update(new, old, sub);
+    // A binding is made by this server field by field; no strategy has to hold it back.
+    let bound = sub == Some("binding");
+    if !bound {
+        kind.prepare_update(new, old, sub);
+    }
     if !options.applied {
         managed::track(call, Some(old), new, options, sub);
     }
-    let faults = kind.validate_update(new, old, sub);
-    if !faults.is_empty() {
-        return Err(call.resource.invalid(&call.info.name, &faults));
+    if !bound {
+        let faults = kind.validate_update(new, old, sub);
+        if !faults.is_empty() {
+            return Err(call.resource.invalid(&call.info.name, &faults));
+        }
     }
     for warning in kind.warnings(new) {
         call.warn(warning);
@@ -309,10 +315,6 @@ fn finish(
         None => allocate::for_update(call, new, old)?,
         Some(_) => Claims::default(),
     };
-    members(new, "metadata").insert(
-        "resourceVersion".into(),
-        metadata_str(old, "resourceVersion").into(),
-    );
     Ok(claims)
 }
 
@@ -374,6 +376,10 @@ fn carry_over(new: &mut Value, old: &Value) {
     ];
     let metadata = members(new, "metadata");
     metadata.remove("selfLink");
+    metadata.insert(
+        "resourceVersion".into(),
+        metadata_str(old, "resourceVersion").into(),
+    );
     for name in decided {
         let absent = metadata.get(name).is_none_or(Value::is_null);
         match old["metadata"].get(name) {

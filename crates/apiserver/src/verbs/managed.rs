@@ -84,15 +84,25 @@ impl Shape for Place {
     }
 
     fn default_for_key(&self, key: &str) -> Option<Value> {
-        self.schema.field(key)?.default_value().cloned()
+        let field = self.schema.field(key)?;
+        if let Some(default) = field.default_value() {
+            return Some(default.clone());
+        }
+        // What must be given and is not counts as empty, so that validation can say so.
+        field.required().then(|| match field.kind_of_value() {
+            Type::Int32 | Type::Int64 | Type::Number => Value::from(0),
+            _ => Value::from(""),
+        })
     }
 
     fn scalar(&self) -> Option<Scalar> {
         match self.schema.kind_of_value() {
-            Type::String | Type::Bytes | Type::Time | Type::MicroTime => Some(Scalar::String),
+            Type::String | Type::Bytes => Some(Scalar::String),
             Type::Int32 | Type::Int64 | Type::Number => Some(Scalar::Numeric),
             Type::Boolean => Some(Scalar::Boolean),
-            Type::Object
+            Type::Time
+            | Type::MicroTime
+            | Type::Object
             | Type::Map
             | Type::List
             | Type::IntOrString
