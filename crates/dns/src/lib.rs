@@ -12,6 +12,7 @@ mod server;
 mod upstream;
 mod zone;
 
+pub use hickory_proto::rr::Name;
 pub use server::{BindError, Server};
 pub use upstream::Upstream;
-pub use zone::{Data, Entry, Zone, ZoneError};
+pub use zone::{Data, Entry, Zone, ZoneError, full_name, reverse_name};

@@ -36,7 +36,9 @@ pub struct BindError {
 
 fn hint(source: &io::Error) -> &'static str {
     match source.kind() {
-        io::ErrorKind::AddrInUse => "; another name server listens there (see `ss -lntup`): stop it or choose another address",
+        io::ErrorKind::AddrInUse => {
+            "; another name server listens there (see `ss -lntup`): stop it or choose another address"
+        }
         io::ErrorKind::PermissionDenied => "; ports below 1024 need root",
         io::ErrorKind::AddrNotAvailable => "; the address is not on this machine",
         _ => "",
@@ -56,11 +58,20 @@ impl Server {
         zone: Zone,
         upstream: Upstream,
     ) -> Result<Server, BindError> {
-        let mut inner =
-            hickory_server::Server::new(Answering { zone, upstream, turn: AtomicUsize::new(0) });
+        let mut inner = hickory_server::Server::new(Answering {
+            zone,
+            upstream,
+            turn: AtomicUsize::new(0),
+        });
         let mut bound = Vec::new();
         for address in addresses {
-            let failed = |protocol| move |source| BindError { address: *address, protocol, source };
+            let failed = |protocol| {
+                move |source| BindError {
+                    address: *address,
+                    protocol,
+                    source,
+                }
+            };
             let listener = TcpListener::bind(address).await.map_err(failed("TCP"))?;
             let address = listener.local_addr().map_err(failed("TCP"))?;
             let socket = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
@@ -68,7 +79,10 @@ impl Server {
             inner.register_listener(listener, TIMEOUT_TCP, TCP_RESPONSES);
             bound.push(address);
         }
-        Ok(Server { inner, addresses: bound })
+        Ok(Server {
+            inner,
+            addresses: bound,
+        })
     }
 
     /// Where it listens.
@@ -113,31 +127,57 @@ impl Answer {
 
 impl From<Said> for Answer {
     fn from(said: Said) -> Answer {
-        Answer { answers: said.answers, authorities: said.authorities, ..Answer::only(said.code) }
+        Answer {
+            answers: said.answers,
+            authorities: said.authorities,
+            ..Answer::only(said.code)
+        }
     }
 }
 
 impl Answering {
     async fn answer(&self, name: &Name, kind: RecordType) -> Answer {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let ours = |code| Answer { authoritative: true, ..Answer::only(code) };
+        let ours = |code| Answer {
+            authoritative: true,
+            ..Answer::only(code)
+        };
         match self.zone.ask(name, kind, turn) {
-            Reply::Records { answers, additionals, elsewhere: None } => {
-                Answer { answers, additionals, ..ours(ResponseCode::NoError) }
-            }
-            Reply::Records { mut answers, elsewhere: Some(target), .. } => {
+            Reply::Records {
+                answers,
+                additionals,
+                elsewhere: None,
+            } => Answer {
+                answers,
+                additionals,
+                ..ours(ResponseCode::NoError)
+            },
+            Reply::Records {
+                mut answers,
+                elsewhere: Some(target),
+                ..
+            } => {
                 // Clients do not follow aliases themselves: the answer is whole or a failure.
                 let said = self.upstream.ask(target, kind).await;
                 answers.extend(said.answers);
-                let answer = Answer { answers, authorities: said.authorities, ..ours(said.code) };
-                Answer { authoritative: false, ..answer }
+                let answer = Answer {
+                    answers,
+                    authorities: said.authorities,
+                    ..ours(said.code)
+                };
+                Answer {
+                    authoritative: false,
+                    ..answer
+                }
             }
-            Reply::NoData(authority) => {
-                Answer { authorities: vec![*authority], ..ours(ResponseCode::NoError) }
-            }
-            Reply::NoName(authority) => {
-                Answer { authorities: vec![*authority], ..ours(ResponseCode::NXDomain) }
-            }
+            Reply::NoData(authority) => Answer {
+                authorities: vec![*authority],
+                ..ours(ResponseCode::NoError)
+            },
+            Reply::NoName(authority) => Answer {
+                authorities: vec![*authority],
+                ..ours(ResponseCode::NXDomain)
+            },
             Reply::Elsewhere => self.upstream.ask(name.clone(), kind).await.into(),
         }
     }
@@ -158,7 +198,8 @@ impl Answering {
             return Answer::only(ResponseCode::Refused);
         }
         // The name goes back as it was written, upper case and all.
-        self.answer(query.original().name(), query.query_type()).await
+        self.answer(query.original().name(), query.query_type())
+            .await
     }
 }
 
@@ -176,7 +217,9 @@ impl RequestHandler for Answering {
         metadata.recursion_available = true;
         let edns = request.edns.as_ref().map(|asked| {
             let mut edns = Edns::new();
-            let bytes = asked.max_payload().clamp(*UDP_BYTES.start(), *UDP_BYTES.end());
+            let bytes = asked
+                .max_payload()
+                .clamp(*UDP_BYTES.start(), *UDP_BYTES.end());
             edns.set_max_payload(bytes);
             edns
         });
@@ -192,7 +235,10 @@ impl RequestHandler for Answering {
             Ok(info) => info,
             Err(error) => {
                 tracing::debug!(%error, client = %request.src(), "cannot send an answer");
-                ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() })
+                ResponseInfo::from(Header {
+                    metadata,
+                    counts: HeaderCounts::default(),
+                })
             }
         }
     }

@@ -65,13 +65,20 @@ pub(crate) struct Said {
 
 impl Said {
     fn only(code: ResponseCode) -> Said {
-        Said { code, answers: Vec::new(), authorities: Vec::new() }
+        Said {
+            code,
+            answers: Vec::new(),
+            authorities: Vec::new(),
+        }
     }
 }
 
 impl Upstream {
     /// Resolvers from the file, without those at `ourselves`: asking them would go round in a ring.
-    pub fn new(resolv_conf: impl Into<PathBuf>, ourselves: impl IntoIterator<Item = IpAddr>) -> Self {
+    pub fn new(
+        resolv_conf: impl Into<PathBuf>,
+        ourselves: impl IntoIterator<Item = IpAddr>,
+    ) -> Self {
         Upstream(Arc::new(Inner {
             path: resolv_conf.into(),
             ourselves: ourselves.into_iter().collect(),
@@ -83,8 +90,12 @@ impl Upstream {
     /// Asks the resolvers. Always answers within a few seconds; SERVFAIL says that it could not.
     pub(crate) async fn ask(&self, name: Name, kind: RecordType) -> Said {
         let servfail = || Said::only(ResponseCode::ServFail);
-        let Some(resolver) = self.resolver() else { return servfail() };
-        let Ok(_permit) = self.0.questions.try_acquire() else { return servfail() };
+        let Some(resolver) = self.resolver() else {
+            return servfail();
+        };
+        let Ok(_permit) = self.0.questions.try_acquire() else {
+            return servfail();
+        };
         let asked = tokio::time::timeout(TIMEOUT, resolver.lookup(name.clone(), kind)).await;
         let said = match asked {
             Ok(Ok(lookup)) => Ok(Said {
@@ -118,11 +129,20 @@ impl Upstream {
     fn resolver(&self) -> Option<Arc<TokioResolver>> {
         let mut state = self.0.state.lock();
         let now = Instant::now();
-        if state.looked.is_none_or(|looked| now.duration_since(looked) >= BELIEVED) {
+        if state
+            .looked
+            .is_none_or(|looked| now.duration_since(looked) >= BELIEVED)
+        {
             state.looked = Some(now);
-            let modified = std::fs::metadata(&self.0.path).and_then(|meta| meta.modified()).ok();
+            let modified = std::fs::metadata(&self.0.path)
+                .and_then(|meta| meta.modified())
+                .ok();
             if modified.is_none() || modified != state.modified {
-                *state = State { looked: Some(now), modified, ..State::default() };
+                *state = State {
+                    looked: Some(now),
+                    modified,
+                    ..State::default()
+                };
                 state.resolver = read(&self.0.path, &self.0.ourselves).map(Arc::new);
             }
         }
@@ -172,8 +192,7 @@ fn read(path: &Path, ourselves: &[IpAddr]) -> Option<TokioResolver> {
     }
     // Names come whole: what to append to them was the client's business.
     let config = ResolverConfig::from_name_servers(servers);
-    let mut builder =
-        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     let options = builder.options_mut();
     options.ndots = 0;
     options.timeout = TIMEOUT_TRY;

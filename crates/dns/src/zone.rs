@@ -104,7 +104,11 @@ struct Node {
 pub(crate) enum Reply {
     /// Records, and records that the client will want next; a name that must be asked elsewhere to
     /// complete the answer.
-    Records { answers: Vec<Record>, additionals: Vec<Record>, elsewhere: Option<Name> },
+    Records {
+        answers: Vec<Record>,
+        additionals: Vec<Record>,
+        elsewhere: Option<Name>,
+    },
     /// The name exists, but has nothing of this type.
     NoData(Box<Record>),
     /// The name does not exist.
@@ -155,7 +159,12 @@ impl Zone {
     pub fn retain(&self, mut keep: impl FnMut(&str) -> bool) {
         let doomed: Vec<String> = {
             let names = self.0.names.read();
-            names.groups.keys().filter(|group| !keep(group)).cloned().collect()
+            names
+                .groups
+                .keys()
+                .filter(|group| !keep(group))
+                .cloned()
+                .collect()
         };
         for group in doomed {
             self.set(&group, Vec::new());
@@ -193,19 +202,31 @@ impl Zone {
                     data.rotate_left(turn);
                     let additionals = inner.additionals(&names, &data);
                     answers.extend(data.into_iter().map(|data| record(&asked, data)));
-                    return Reply::Records { answers, additionals, elsewhere: None };
+                    return Reply::Records {
+                        answers,
+                        additionals,
+                        elsewhere: None,
+                    };
                 }
                 // What an alias leads to decides nothing about the name that was asked for.
                 Found::Data(_) if !answers.is_empty() => {
                     let elsewhere = (!inside).then_some(asked);
-                    return Reply::Records { answers, additionals: Vec::new(), elsewhere };
+                    return Reply::Records {
+                        answers,
+                        additionals: Vec::new(),
+                        elsewhere,
+                    };
                 }
                 Found::Data(_) if exists => return Reply::NoData(inner.authority(&names)),
                 Found::Data(_) if inside => return Reply::NoName(inner.authority(&names)),
                 Found::Data(_) => return Reply::Elsewhere,
             }
         }
-        Reply::Records { answers, additionals: Vec::new(), elsewhere: None }
+        Reply::Records {
+            answers,
+            additionals: Vec::new(),
+            elsewhere: None,
+        }
     }
 }
 
@@ -219,11 +240,18 @@ impl Inner {
     fn find(&self, names: &Names, key: &LowerName, kind: RecordType) -> (Found, bool) {
         if let Some(address) = dashed_address(names, key) {
             let wanted = matches!(kind, RecordType::A | RecordType::ANY);
-            let data = if wanted { vec![RData::A(A(address))] } else { Vec::new() };
+            let data = if wanted {
+                vec![RData::A(A(address))]
+            } else {
+                Vec::new()
+            };
             return (Found::Data(data), true);
         }
         let node = names.nodes.get(key);
-        let data = || node.into_iter().flat_map(|node| node.data.iter().map(|(_, data)| data));
+        let data = || {
+            node.into_iter()
+                .flat_map(|node| node.data.iter().map(|(_, data)| data))
+        };
         if kind != RecordType::CNAME && kind != RecordType::ANY {
             let alias = data().find_map(|data| match data {
                 Data::Alias(target) => Some(target.clone()),
@@ -268,12 +296,24 @@ impl Inner {
 
     fn start_of_authority(&self, names: &Names) -> RData {
         let (server, contact) = (self.server.clone(), self.contact.clone());
-        RData::SOA(SOA::new(server, contact, names.serial, 7200, 1800, 86_400, TTL_NEGATIVE))
+        RData::SOA(SOA::new(
+            server,
+            contact,
+            names.serial,
+            7200,
+            1800,
+            86_400,
+            TTL_NEGATIVE,
+        ))
     }
 
     fn authority(&self, names: &Names) -> Box<Record> {
         let origin = Name::from(self.origin.clone());
-        Box::new(Record::from_rdata(origin, TTL_NEGATIVE, self.start_of_authority(names)))
+        Box::new(Record::from_rdata(
+            origin,
+            TTL_NEGATIVE,
+            self.start_of_authority(names),
+        ))
     }
 }
 
@@ -302,12 +342,21 @@ impl Names {
 
     fn remove(&mut self, group: &str, entry: &Entry, origin: &LowerName) {
         let mut key = LowerName::new(&entry.name);
-        let Some(node) = self.nodes.get_mut(&key) else { return };
-        let place = node.data.iter().position(|(other, data)| other == group && *data == entry.data);
+        let Some(node) = self.nodes.get_mut(&key) else {
+            return;
+        };
+        let place = node
+            .data
+            .iter()
+            .position(|(other, data)| other == group && *data == entry.data);
         if let Some(place) = place {
             node.data.remove(place);
         }
-        while self.nodes.get(&key).is_some_and(|node| node.data.is_empty() && node.below == 0) {
+        while self
+            .nodes
+            .get(&key)
+            .is_some_and(|node| node.data.is_empty() && node.below == 0)
+        {
             self.nodes.remove(&key);
             if !origin.zone_of(&key) || key == *origin {
                 return;
@@ -323,7 +372,10 @@ impl Names {
 /// The address that a name like `10-244-0-5.default.pod.cluster.local` stands for.
 fn dashed_address(names: &Names, key: &LowerName) -> Option<Ipv4Addr> {
     let parent = names.nodes.get(&key.base_name())?;
-    parent.data.iter().find(|(_, data)| *data == Data::DashedAddresses)?;
+    parent
+        .data
+        .iter()
+        .find(|(_, data)| *data == Data::DashedAddresses)?;
     let name = Name::from(key);
     let label = std::str::from_utf8(name.iter().next()?).ok()?;
     label.replace('-', ".").parse().ok()
@@ -332,9 +384,17 @@ fn dashed_address(names: &Names, key: &LowerName) -> Option<Ipv4Addr> {
 fn to_record_data(data: &Data) -> Option<RData> {
     match data {
         Data::Address(address) => Some(RData::A(A(*address))),
-        Data::Service { priority, weight, port, target } => {
-            Some(RData::SRV(SRV::new(*priority, *weight, *port, target.clone())))
-        }
+        Data::Service {
+            priority,
+            weight,
+            port,
+            target,
+        } => Some(RData::SRV(SRV::new(
+            *priority,
+            *weight,
+            *port,
+            target.clone(),
+        ))),
         Data::Alias(target) => Some(RData::CNAME(CNAME(target.clone()))),
         Data::Pointer(target) => Some(RData::PTR(PTR(target.clone()))),
         Data::Text(text) => Some(RData::TXT(TXT::new(vec![text.clone()]))),
@@ -346,7 +406,11 @@ fn record(name: &Name, data: RData) -> Record {
     Record::from_rdata(name.clone(), TTL, data)
 }
 
-fn full_name(text: &str) -> Result<Name, ZoneError> {
+/// A text as a full name, with or without the closing dot.
+///
+/// # Errors
+/// When it is not a domain name.
+pub fn full_name(text: &str) -> Result<Name, ZoneError> {
     let mut name = Name::from_ascii(text).map_err(|error| ZoneError {
         name: text.to_owned(),
         reason: error.to_string(),
@@ -355,12 +419,20 @@ fn full_name(text: &str) -> Result<Name, ZoneError> {
     Ok(name)
 }
 
+/// The name under which the pointer of an address stands (RFC 1035, section 3.5).
+pub fn reverse_name(address: Ipv4Addr) -> Name {
+    Name::from(std::net::IpAddr::from(address))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn entry(name: &str, data: Data) -> Entry {
-        Entry { name: full_name(name).expect("a name"), data }
+        Entry {
+            name: full_name(name).expect("a name"),
+            data,
+        }
     }
 
     fn address(last: u8) -> Data {
@@ -370,7 +442,12 @@ mod tests {
     fn zone() -> Zone {
         let zone = Zone::new("cluster.local").expect("a zone");
         let target = full_name("web.default.svc.cluster.local").expect("a name");
-        let port = |port| Data::Service { priority: 0, weight: 100, port, target: target.clone() };
+        let port = |port| Data::Service {
+            priority: 0,
+            weight: 100,
+            port,
+            target: target.clone(),
+        };
         zone.set(
             "web",
             vec![
@@ -385,12 +462,21 @@ mod tests {
         zone.set(
             "aliases",
             vec![
-                entry("inside.default.svc.cluster.local", alias("WEB.default.svc.cluster.local")),
+                entry(
+                    "inside.default.svc.cluster.local",
+                    alias("WEB.default.svc.cluster.local"),
+                ),
                 entry("outside.default.svc.cluster.local", alias("example.com")),
-                entry("round.default.svc.cluster.local", alias("round.default.svc.cluster.local")),
+                entry(
+                    "round.default.svc.cluster.local",
+                    alias("round.default.svc.cluster.local"),
+                ),
             ],
         );
-        zone.set("namespace", vec![entry("default.pod.cluster.local", Data::DashedAddresses)]);
+        zone.set(
+            "namespace",
+            vec![entry("default.pod.cluster.local", Data::DashedAddresses)],
+        );
         zone
     }
 
@@ -401,7 +487,11 @@ mod tests {
             records.into_iter().map(text).collect::<Vec<_>>().join(", ")
         };
         match zone.ask(&full_name(name).expect("a name"), kind, 0) {
-            Reply::Records { answers, additionals, elsewhere } => {
+            Reply::Records {
+                answers,
+                additionals,
+                elsewhere,
+            } => {
                 let mut text = list(answers);
                 if !additionals.is_empty() {
                     text += &format!("; {}", list(additionals));
@@ -423,17 +513,37 @@ mod tests {
         let check = |name: &str, kind: RecordType, expected: &str| {
             assert_eq!(ask(&zone, name, kind), expected, "{name} {kind}");
         };
-        check("web.default.svc.cluster.local", RecordType::A, "A 10.96.0.7");
-        check("WEB.Default.svc.CLUSTER.local", RecordType::A, "A 10.96.0.7");
+        check(
+            "web.default.svc.cluster.local",
+            RecordType::A,
+            "A 10.96.0.7",
+        );
+        check(
+            "WEB.Default.svc.CLUSTER.local",
+            RecordType::A,
+            "A 10.96.0.7",
+        );
         check("web.default.svc.cluster.local", RecordType::AAAA, "NODATA");
         check("web.default.svc.cluster.local", RecordType::MX, "NODATA");
-        check("_tcp.web.default.svc.cluster.local", RecordType::A, "NODATA");
+        check(
+            "_tcp.web.default.svc.cluster.local",
+            RecordType::A,
+            "NODATA",
+        );
         check("default.svc.cluster.local", RecordType::A, "NODATA");
         check("svc.cluster.local", RecordType::SRV, "NODATA");
         check("cluster.local", RecordType::A, "NODATA");
-        check("nobody.default.svc.cluster.local", RecordType::A, "NXDOMAIN");
+        check(
+            "nobody.default.svc.cluster.local",
+            RecordType::A,
+            "NXDOMAIN",
+        );
         check("web.other.svc.cluster.local", RecordType::A, "NXDOMAIN");
-        check("www.example.com.cluster.local", RecordType::AAAA, "NXDOMAIN");
+        check(
+            "www.example.com.cluster.local",
+            RecordType::AAAA,
+            "NXDOMAIN",
+        );
         check("www.example.com", RecordType::A, "elsewhere");
         check("local", RecordType::A, "elsewhere");
         check("notcluster.local", RecordType::A, "elsewhere");
@@ -442,12 +552,32 @@ mod tests {
             RecordType::SRV,
             "SRV 0 100 80 web.default.svc.cluster.local.; A 10.96.0.7",
         );
-        check("7.0.96.10.in-addr.arpa", RecordType::PTR, "PTR web.default.svc.cluster.local.");
+        check(
+            "7.0.96.10.in-addr.arpa",
+            RecordType::PTR,
+            "PTR web.default.svc.cluster.local.",
+        );
         check("8.0.96.10.in-addr.arpa", RecordType::PTR, "elsewhere");
-        check("10-244-0-5.default.pod.cluster.local", RecordType::A, "A 10.244.0.5");
-        check("10-244-0-5.default.pod.cluster.local", RecordType::AAAA, "NODATA");
-        check("10-244-0.default.pod.cluster.local", RecordType::A, "NXDOMAIN");
-        check("10-244-0-5.other.pod.cluster.local", RecordType::A, "NXDOMAIN");
+        check(
+            "10-244-0-5.default.pod.cluster.local",
+            RecordType::A,
+            "A 10.244.0.5",
+        );
+        check(
+            "10-244-0-5.default.pod.cluster.local",
+            RecordType::AAAA,
+            "NODATA",
+        );
+        check(
+            "10-244-0.default.pod.cluster.local",
+            RecordType::A,
+            "NXDOMAIN",
+        );
+        check(
+            "10-244-0-5.other.pod.cluster.local",
+            RecordType::A,
+            "NXDOMAIN",
+        );
         check("cluster.local", RecordType::NS, "NS ns.dns.cluster.local.");
     }
 
@@ -458,16 +588,32 @@ mod tests {
             assert_eq!(ask(&zone, name, kind), expected, "{name} {kind}");
         };
         let name = "inside.default.svc.cluster.local";
-        check(name, RecordType::A, "CNAME WEB.default.svc.cluster.local., A 10.96.0.7");
-        check(name, RecordType::AAAA, "CNAME WEB.default.svc.cluster.local.");
-        check(name, RecordType::CNAME, "CNAME WEB.default.svc.cluster.local.");
+        check(
+            name,
+            RecordType::A,
+            "CNAME WEB.default.svc.cluster.local., A 10.96.0.7",
+        );
+        check(
+            name,
+            RecordType::AAAA,
+            "CNAME WEB.default.svc.cluster.local.",
+        );
+        check(
+            name,
+            RecordType::CNAME,
+            "CNAME WEB.default.svc.cluster.local.",
+        );
         check(
             "outside.default.svc.cluster.local",
             RecordType::A,
             "CNAME example.com.; ask for example.com.",
         );
         let round = ask(&zone, "round.default.svc.cluster.local", RecordType::A);
-        assert_eq!(round.matches("CNAME").count(), 1 + ALIASES_MAX, "a ring ends");
+        assert_eq!(
+            round.matches("CNAME").count(),
+            1 + ALIASES_MAX,
+            "a ring ends"
+        );
     }
 
     #[test]
@@ -491,8 +637,14 @@ mod tests {
         let web = "web.default.svc.cluster.local";
         zone.set("web", vec![entry(web, address(8))]);
         assert_eq!(ask(&zone, web, RecordType::A), "A 10.96.0.8");
-        assert_eq!(ask(&zone, &format!("_tcp.{web}"), RecordType::A), "NXDOMAIN");
-        assert_eq!(ask(&zone, "7.0.96.10.in-addr.arpa", RecordType::PTR), "elsewhere");
+        assert_eq!(
+            ask(&zone, &format!("_tcp.{web}"), RecordType::A),
+            "NXDOMAIN"
+        );
+        assert_eq!(
+            ask(&zone, "7.0.96.10.in-addr.arpa", RecordType::PTR),
+            "elsewhere"
+        );
         // Two groups, one name.
         zone.set("more", vec![entry(web, address(9)), entry(web, address(8))]);
         assert_eq!(ask(&zone, web, RecordType::A), "A 10.96.0.8, A 10.96.0.9");
@@ -500,7 +652,10 @@ mod tests {
         assert_eq!(ask(&zone, web, RecordType::A), "A 10.96.0.9, A 10.96.0.8");
         zone.retain(|group| group == "namespace");
         assert_eq!(ask(&zone, "svc.cluster.local", RecordType::A), "NXDOMAIN");
-        assert_eq!(ask(&zone, "default.pod.cluster.local", RecordType::A), "NODATA");
+        assert_eq!(
+            ask(&zone, "default.pod.cluster.local", RecordType::A),
+            "NODATA"
+        );
         zone.retain(|_| false);
         assert!(zone.is_empty());
     }
@@ -513,6 +668,9 @@ mod tests {
             panic!("the name does not exist")
         };
         assert_eq!(authority.name.to_string(), "cluster.local.");
-        assert_eq!((authority.ttl, authority.record_type()), (TTL_NEGATIVE, RecordType::SOA));
+        assert_eq!(
+            (authority.ttl, authority.record_type()),
+            (TTL_NEGATIVE, RecordType::SOA)
+        );
     }
 }

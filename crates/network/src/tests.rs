@@ -620,10 +620,7 @@ fn a_daemon_that_was_killed_finds_everything_and_repairs_what_is_not() {
         let backend = stays.serve(80);
         let vip = port(tcp(Some(VIP), 80), &[backend]);
         let node_port = port(tcp(None, 30_080), &[backend]);
-        let old = port(
-            tcp(Some(VIP), 81),
-            &[backend],
-        );
+        let old = port(tcp(Some(VIP), 81), &[backend]);
         let mut changes = service("default/web", vec![vip.clone(), node_port.clone()]);
         changes.extend(service("default/old", vec![old]));
         before.change_services(changes).await.expect("programs");
