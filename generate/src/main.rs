@@ -2,7 +2,7 @@
 //!
 //! Types and descriptions come from k8s-openapi; what it lacks comes from three tables: how fields merge
 //! (`merge-keys.tsv`), which resources are served (`resources.tsv`), and two that stand beside this program:
-//! `forms.tsv` (how Go prints a field: by value, behind a pointer, always) and `names.tsv` (short names, categories).
+//! `forms.tsv` (how Go prints a field: by value, behind a pointer, always; which words it knows) and `names.tsv` (short names, categories).
 //! One definition stands on one line, so that a new level of the API is a diff that can be read.
 //!
 //! usage: generate MERGE_KEYS RESOURCES OUT_DIRECTORY
@@ -87,6 +87,7 @@ struct Facts<'a> {
     merge: Vec<(&'static str, Value)>,
     form: &'a str,
     default: Option<Value>,
+    words: Vec<&'a str>,
 }
 
 type FactsByField<'a> = BTreeMap<(&'a str, &'a str), Facts<'a>>;
@@ -106,9 +107,10 @@ fn facts<'a>(merge_keys: &'a str) -> anyhow::Result<FactsByField<'a>> {
             }
         }
     }
-    for row in rows(FORMS, 4) {
+    for row in rows(FORMS, 5) {
         let entry = all.entry((row[0], row[1])).or_default();
         entry.form = row[2];
+        entry.words = words(row[4]);
         if !row[3].is_empty() {
             let default = serde_json::from_str(row[3]).with_context(|| format!("default of {} {}", row[0], row[1]))?;
             entry.default = Some(default);
@@ -187,6 +189,9 @@ fn definition(name: &str, schema: &Value, all: &FactsByField<'_>) -> anyhow::Res
         if let Some(default) = facts.default {
             entry.insert("default".to_owned(), default);
         }
+        if !facts.words.is_empty() {
+            entry.insert("words".to_owned(), json!(facts.words));
+        }
         entry.extend(facts.merge.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         fields.insert(field.clone(), Value::Object(entry));
     }
@@ -259,6 +264,7 @@ fn main() -> anyhow::Result<()> {
     let roots = roots(&mut generator);
     generator.subschema_for::<meta::DeleteOptions>();
     generator.subschema_for::<meta::Status>();
+    generator.subschema_for::<meta::APIResourceList>();
     let definitions = BTreeMap::from_iter(generator.take_definitions(false));
     let facts = facts(&merge_keys)?;
 
@@ -267,6 +273,7 @@ fn main() -> anyhow::Result<()> {
     for (name, schema) in &definitions {
         let last = name.rsplit('.').next().unwrap_or_default();
         if !schema["properties"].is_object() && ["Quantity", "IntOrString", "Time", "MicroTime", "FieldsV1"].contains(&last) {
+            description_lines.push(format!("{}:{}", json!(name), descriptions(schema)));
             continue;
         }
         let key = json!(name);

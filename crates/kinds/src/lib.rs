@@ -18,6 +18,7 @@ mod kind;
 mod labels;
 pub mod metadata;
 pub mod names;
+mod openapi;
 mod quantity;
 mod read;
 mod registry;

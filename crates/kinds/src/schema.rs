@@ -105,6 +105,7 @@ struct Field {
     required: bool,
     form: Form,
     default: Option<Box<Value>>,
+    words: Option<Box<[Text]>>,
     merge: Option<Box<Merge>>,
 }
 
@@ -249,6 +250,11 @@ impl SchemaRef {
         self.own_field()?.default.as_deref()
     }
 
+    /// The words that the string here, or each item of the list here, may be; empty where any will do.
+    pub fn words(&self) -> &[Cow<'static, str>] {
+        self.own_field().and_then(|field| field.words.as_deref()).unwrap_or_default()
+    }
+
     /// How the list here merges.
     pub fn list_type(&self) -> ListType {
         let merge = self.merge();
@@ -313,6 +319,8 @@ struct FieldData<'a> {
     required: bool,
     form: Option<Form>,
     default: Option<Box<Value>>,
+    #[serde(borrow, default)]
+    words: Vec<&'a str>,
     #[serde(flatten, borrow)]
     merge: MergeData<'a>,
 }
@@ -383,7 +391,7 @@ impl Builder {
             ShapeData::Of(of) => self.node(None, of.reference, of.list, of.map),
         };
         let name = Cow::Borrowed("");
-        self.schema.elements.push(Field { name, node, required: false, form: Form::Value, default: None, merge: None });
+        self.schema.elements.push(Field { name, node, required: false, form: Form::Value, default: None, words: None, merge: None });
         self.schema.elements.len() as u32 - 1
     }
 
@@ -394,6 +402,7 @@ impl Builder {
             required: data.required,
             form: data.form.unwrap_or(Form::Omitted),
             default: data.default,
+            words: (!data.words.is_empty()).then(|| data.words.into_iter().map(Cow::Borrowed).collect()),
             merge: data.merge.build(),
         }
     }
