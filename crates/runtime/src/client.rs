@@ -154,7 +154,12 @@ struct Reply {
 }
 
 /// A keeper as it was found: the connection, its sandbox, its containers, and what happens next.
-pub type Found = (Keeper, SandboxRecord, Vec<ContainerRecord>, mpsc::Receiver<Event>);
+pub type Found = (
+    Keeper,
+    SandboxRecord,
+    Vec<ContainerRecord>,
+    mpsc::Receiver<Event>,
+);
 
 impl Keeper {
     /// Starts a keeper for a new sandbox in `directory`, which is made; `program` is this executable.
@@ -231,7 +236,10 @@ impl Keeper {
             source,
         };
         let socket = connect_socket(directory).map_err(failed)?;
-        #[expect(unsafe_code, reason = "registering a descriptor by trait has no safe form")]
+        #[expect(
+            unsafe_code,
+            reason = "registering a descriptor by trait has no safe form"
+        )]
         // SAFETY: an OwnedFd gives the same open descriptor as long as it lives.
         let socket = unsafe { AsyncFd::register(socket) };
         let shared = Arc::new(Shared {
@@ -453,9 +461,10 @@ impl Shared {
                 }
                 true
             }
-            Message::Event(event) => {
-                !matches!(tell.try_send(event), Err(mpsc::error::TrySendError::Full(_)))
-            }
+            Message::Event(event) => !matches!(
+                tell.try_send(event),
+                Err(mpsc::error::TrySendError::Full(_))
+            ),
         }
     }
 
@@ -489,10 +498,7 @@ impl Shared {
         }
     }
 
-    fn terminal_ends(
-        &self,
-        descriptors: Vec<OwnedFd>,
-    ) -> Result<StreamEnds, KeeperError> {
+    fn terminal_ends(&self, descriptors: Vec<OwnedFd>) -> Result<StreamEnds, KeeperError> {
         let Some(stdout) = descriptors.into_iter().next() else {
             return Err(self.confused("the terminal is missing"));
         };
@@ -551,9 +557,8 @@ impl Reader {
         shared: &Shared,
     ) -> Result<(), KeeperError> {
         let mut buffer = [0; 8 << 10];
-        let received = ready.try_io(|socket| {
-            descriptors::receive(socket, &mut buffer, &mut self.descriptors)
-        });
+        let received =
+            ready.try_io(|socket| descriptors::receive(socket, &mut buffer, &mut self.descriptors));
         match received {
             Err(_would_block) => Ok(()),
             Ok(Ok(0) | Err(_)) => Err(KeeperError::Gone(shared.directory.clone())),

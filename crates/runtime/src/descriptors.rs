@@ -13,11 +13,7 @@ use rustix::net::{
 use crate::protocol::DESCRIPTORS_MAX;
 
 /// Sends what fits; descriptors go with the first byte. Never raises SIGPIPE.
-pub(crate) fn send(
-    socket: impl AsFd,
-    bytes: &[u8],
-    descriptors: &[OwnedFd],
-) -> io::Result<usize> {
+pub(crate) fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

@@ -29,7 +29,9 @@ mod spec;
 pub use client::{Dead, Exec, Found, Keeper, KeeperError, StreamEnds};
 pub use keeper::keeper_main;
 pub use protocol::{Event, Refusal, RefusalKind};
-pub use record::{ContainerRecord, RecordError, SandboxRecord, read_container_records, read_sandbox};
+pub use record::{
+    ContainerRecord, RecordError, SandboxRecord, read_container_records, read_sandbox,
+};
 pub use spec::{
     ContainerSpec, ContainerState, ExecSpec, Mount, Propagation, Resources, Root, SandboxSpec,
     Seccomp, Security, User,

@@ -107,8 +107,8 @@ pub fn read_container_records(dir: &Path) -> Result<Vec<ContainerRecord>, Record
             Err(source) => return Err(RecordError::Read { path, source }),
             Ok(bytes) => bytes,
         };
-        let record: ContainerRecord = serde_json::from_slice(&bytes)
-            .map_err(|source| RecordError::Parse { path, source })?;
+        let record: ContainerRecord =
+            serde_json::from_slice(&bytes).map_err(|source| RecordError::Parse { path, source })?;
         records.push(record);
     }
     records.sort_by_key(|record| record.created_at);
@@ -149,10 +149,18 @@ mod tests {
     #[test]
     fn a_half_written_or_foreign_file_is_named() {
         let dir = tempfile::tempdir().expect("a temporary directory can be made");
-        assert!(read_sandbox(dir.path()).expect("absent is no error").is_none());
+        assert!(
+            read_sandbox(dir.path())
+                .expect("absent is no error")
+                .is_none()
+        );
         fs::write(dir.path().join("sandbox.json"), b"{\"spec\"").expect("writable");
         let error = read_sandbox(dir.path()).expect_err("half a file is an error");
-        assert!(error.to_string().contains("sandbox.json is not a record of a keeper"));
+        assert!(
+            error
+                .to_string()
+                .contains("sandbox.json is not a record of a keeper")
+        );
     }
 
     #[test]
@@ -161,6 +169,10 @@ mod tests {
         let containers = dir.path().join("containers");
         fs::create_dir(&containers).expect("writable");
         fs::write(containers.join("a.new"), b"torn").expect("writable");
-        assert!(read_container_records(dir.path()).expect("readable").is_empty());
+        assert!(
+            read_container_records(dir.path())
+                .expect("readable")
+                .is_empty()
+        );
     }
 }

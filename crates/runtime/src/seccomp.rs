@@ -69,7 +69,10 @@ const ALLOWED_WITH: &[(&str, &str)] = &[
     ("SYS_PACCT", "acct"),
     ("SYS_PTRACE", "kcmp pidfd_getfd process_madvise"),
     ("SYS_RAWIO", "iopl ioperm"),
-    ("SYS_TIME", "settimeofday stime clock_settime clock_settime64"),
+    (
+        "SYS_TIME",
+        "settimeofday stime clock_settime clock_settime64",
+    ),
     ("SYS_TTY_CONFIG", "vhangup"),
     (
         "SYS_NICE",
@@ -232,9 +235,11 @@ mod tests {
         for capabilities in [BTreeSet::new(), BTreeSet::from(["SYS_ADMIN".to_owned()])] {
             let profile: LinuxSeccomp = serde_json::from_value(default_profile(&capabilities))
                 .expect("the profile is in the OCI form");
-            let clone3 = profile.syscalls().iter().flatten().find(|rule| {
-                rule.names().iter().any(|name| name == "clone3")
-            });
+            let clone3 = profile
+                .syscalls()
+                .iter()
+                .flatten()
+                .find(|rule| rule.names().iter().any(|name| name == "clone3"));
             let allowed = clone3.is_some_and(|rule| rule.errno_ret().is_none());
             assert_eq!(allowed, capabilities.contains("SYS_ADMIN"));
         }

@@ -30,17 +30,72 @@ pub(crate) struct Rule {
 
 /// What every container may use: making device nodes, and the harmless devices (runc's list).
 pub(crate) const DEFAULT: &[Rule] = &[
-    Rule { kind: Some('c'), major: None, minor: None, access: "m" },
-    Rule { kind: Some('b'), major: None, minor: None, access: "m" },
-    Rule { kind: Some('c'), major: Some(1), minor: Some(3), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(1), minor: Some(5), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(1), minor: Some(7), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(1), minor: Some(8), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(1), minor: Some(9), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(5), minor: Some(0), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(5), minor: Some(1), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(5), minor: Some(2), access: "rwm" },
-    Rule { kind: Some('c'), major: Some(136), minor: None, access: "rwm" },
+    Rule {
+        kind: Some('c'),
+        major: None,
+        minor: None,
+        access: "m",
+    },
+    Rule {
+        kind: Some('b'),
+        major: None,
+        minor: None,
+        access: "m",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(1),
+        minor: Some(3),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(1),
+        minor: Some(5),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(1),
+        minor: Some(7),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(1),
+        minor: Some(8),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(1),
+        minor: Some(9),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(5),
+        minor: Some(0),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(5),
+        minor: Some(1),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(5),
+        minor: Some(2),
+        access: "rwm",
+    },
+    Rule {
+        kind: Some('c'),
+        major: Some(136),
+        minor: None,
+        access: "rwm",
+    },
 ];
 
 /// One instruction (Documentation/bpf/standardization/instruction-set.rst).
@@ -99,7 +154,12 @@ fn assemble(rules: &[Rule]) -> Vec<Instruction> {
         }
         for (register, number) in [(0x04, rule.major), (0x05, rule.minor)] {
             if let Some(number) = number {
-                block.push(instruction(JUMP_DIFFERENT, register, 0, number.cast_signed()));
+                block.push(instruction(
+                    JUMP_DIFFERENT,
+                    register,
+                    0,
+                    number.cast_signed(),
+                ));
             }
         }
         block.push(instruction(MOVE, 0x00, 0, 1));
@@ -221,7 +281,12 @@ mod tests {
         let mut registers = [0u32; 16];
         let mut at = 0;
         loop {
-            let Instruction { code, registers: pair, offset, immediate } = program[at];
+            let Instruction {
+                code,
+                registers: pair,
+                offset,
+                immediate,
+            } = program[at];
             let (to, from) = (usize::from(pair & 15), usize::from(pair >> 4));
             let immediate = immediate.cast_unsigned();
             at += 1;

@@ -48,10 +48,12 @@ pub(super) fn parse_mounts(mountinfo: &str) -> Cgroups {
     }
     // systemd's own hierarchy alone, beside version 2, is no controller.
     if found.version_2.is_some()
-        && found
-            .version_1
-            .iter()
-            .all(|hierarchy| hierarchy.controllers.iter().all(|name| name.starts_with("name=")))
+        && found.version_1.iter().all(|hierarchy| {
+            hierarchy
+                .controllers
+                .iter()
+                .all(|name| name.starts_with("name="))
+        })
     {
         found.version_1.clear();
     }

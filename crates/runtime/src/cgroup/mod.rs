@@ -26,7 +26,9 @@ use crate::spec::Resources;
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// No cgroup file system is mounted where mounts are listed.
-    #[error("no cgroup hierarchy is mounted (see /proc/self/mountinfo); mount cgroup2 on /sys/fs/cgroup")]
+    #[error(
+        "no cgroup hierarchy is mounted (see /proc/self/mountinfo); mount cgroup2 on /sys/fs/cgroup"
+    )]
     NotMounted,
     /// A file or directory of a hierarchy.
     #[error("{step} {path}: {source}")]
@@ -449,7 +451,10 @@ fn version_2_limits(resources: &Resources) -> Vec<(&'static str, String)> {
     if let Some(shares) = resources.cpu_shares {
         // The conversion of the OCI runtime specification's implementations: 2…262144 to 1…10000.
         let shares = shares.clamp(2, 262_144);
-        limits.push(("cpu.weight", (1 + (shares - 2) * 9_999 / 262_142).to_string()));
+        limits.push((
+            "cpu.weight",
+            (1 + (shares - 2) * 9_999 / 262_142).to_string(),
+        ));
     }
     if let Some(quota) = resources.cpu_quota {
         let period = resources.cpu_period.unwrap_or(100_000);
@@ -502,7 +507,12 @@ mod tests {
                 .into_iter()
                 .map(|(file, value)| format!("{file}={value}"))
                 .collect(),
-            &["cpu.weight=39", "cpu.max=50000 100000", "memory.max=67108864", "pids.max=max"],
+            &[
+                "cpu.weight=39",
+                "cpu.max=50000 100000",
+                "memory.max=67108864",
+                "pids.max=max",
+            ],
         );
         check(
             version_1_limits(&resources)

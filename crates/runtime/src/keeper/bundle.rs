@@ -15,18 +15,65 @@ use crate::spec::{ContainerSpec, Propagation, Resources, Seccomp};
 
 /// In the order of their numbers (linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
-    "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW",
-    "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT",
-    "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD",
-    "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG",
-    "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
 
 /// What a container has unless asked otherwise.
 const CAPABILITIES_DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
-    "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 const MASKED: [&str; 12] = [
@@ -173,7 +220,10 @@ fn choose_capabilities(spec: &ContainerSpec) -> Result<BTreeSet<String>, Refusal
     }
     let plain = |name: &String| {
         let upper = name.to_ascii_uppercase();
-        upper.strip_prefix("CAP_").map(str::to_owned).unwrap_or(upper)
+        upper
+            .strip_prefix("CAP_")
+            .map(str::to_owned)
+            .unwrap_or(upper)
     };
     let (add, drop): (Vec<String>, Vec<String>) = (
         security.capabilities_add.iter().map(plain).collect(),
@@ -193,7 +243,10 @@ fn choose_capabilities(spec: &ContainerSpec) -> Result<BTreeSet<String>, Refusal
     } else if drop.iter().any(is_all) {
         BTreeSet::new()
     } else {
-        CAPABILITIES_DEFAULT.iter().map(|&name| name.to_owned()).collect()
+        CAPABILITIES_DEFAULT
+            .iter()
+            .map(|&name| name.to_owned())
+            .collect()
     };
     names.extend(add.into_iter().filter(|name| !is_all(name)));
     for name in &drop {
@@ -226,7 +279,10 @@ fn resources(limits: &Resources, privileged: bool) -> Value {
     }
     if let Some(quota) = limits.cpu_quota {
         cpu.insert("quota".to_owned(), json!(quota));
-        cpu.insert("period".to_owned(), json!(limits.cpu_period.unwrap_or(100_000)));
+        cpu.insert(
+            "period".to_owned(),
+            json!(limits.cpu_period.unwrap_or(100_000)),
+        );
     }
     if !cpu.is_empty() {
         resources["cpu"] = Value::Object(cpu);
@@ -268,21 +324,34 @@ fn propagation(spec: &ContainerSpec) -> &'static str {
 }
 
 fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
-    let mount = |target: &str, kind: &str, options: &[&str]| {
-        json!({"destination": target, "type": kind, "source": kind, "options": options})
-    };
+    let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
     let write = if spec.security.privileged { "rw" } else { "ro" };
     let mut mounts = vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         mount(
             "/dev/pts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", write]),
-        mount("/sys/fs/cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", write]),
+        mount(
+            "/sys/fs/cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", write],
+        ),
     ];
     if around.host_ipc {
         mounts.push(json!({
@@ -385,7 +454,9 @@ mod tests {
             });
             let found = choose_capabilities(&spec);
             assert_eq!(
-                found.map(|names| names.len()).map_err(|refusal| refusal.message),
+                found
+                    .map(|names| names.len())
+                    .map_err(|refusal| refusal.message),
                 expected.map_err(str::to_owned)
             );
         };
@@ -429,7 +500,16 @@ mod tests {
         assert_eq!(shm, ["bind"]);
         assert_eq!(value["linux"]["rootfsPropagation"], "slave");
         let read: Spec = serde_json::from_value(value).expect("the form is the specification's");
-        assert!(read.linux().as_ref().is_some_and(|linux| linux.seccomp().is_some()));
-        assert_eq!(read.process().as_ref().and_then(|process| process.no_new_privileges()), None);
+        assert!(
+            read.linux()
+                .as_ref()
+                .is_some_and(|linux| linux.seccomp().is_some())
+        );
+        assert_eq!(
+            read.process()
+                .as_ref()
+                .and_then(|process| process.no_new_privileges()),
+            None
+        );
     }
 }

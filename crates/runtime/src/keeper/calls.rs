@@ -53,9 +53,7 @@ impl Keeper {
             .iter()
             .find(|(_, one)| one.record.spec.id == container)
             .map(|(&number, _)| number)
-            .ok_or_else(|| {
-                Refusal::new(RefusalKind::NotFound, format!("no container {container}"))
-            })
+            .ok_or_else(|| Refusal::new(RefusalKind::NotFound, format!("no container {container}")))
     }
 
     fn list(&self) -> Answer {
@@ -74,7 +72,10 @@ impl Keeper {
         let id = spec.id.clone();
         check(&spec)?;
         if self.ending.is_some() {
-            return Err(Refusal::new(RefusalKind::WrongState, "the sandbox is ending"));
+            return Err(Refusal::new(
+                RefusalKind::WrongState,
+                "the sandbox is ending",
+            ));
         }
         if self.find(&id).is_ok() {
             let message = format!("container {id} exists already");
@@ -210,7 +211,10 @@ pub(super) fn not_running(container: &str) -> Refusal {
 /// Sends a signal to a child.
 pub(super) fn kill(pid: i32, signal: i32) -> Result<(), Refusal> {
     if pid <= 1 {
-        return Err(Refusal::new(RefusalKind::Machine, format!("{pid} is no child")));
+        return Err(Refusal::new(
+            RefusalKind::Machine,
+            format!("{pid} is no child"),
+        ));
     }
     #[expect(unsafe_code, reason = "real-time signals have no safe wrapper")]
     // SAFETY: kill(2) touches no memory; the number is that of one single process.
@@ -254,5 +258,7 @@ fn check(spec: &ContainerSpec) -> Result<(), Refusal> {
         let target = mount.target.display();
         return invalid(format!("mount target {target} is not an absolute path"));
     }
-    bundle::capabilities(spec).and_then(|_| bundle::filter(spec)).map(drop)
+    bundle::capabilities(spec)
+        .and_then(|_| bundle::filter(spec))
+        .map(drop)
 }

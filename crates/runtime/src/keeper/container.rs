@@ -149,9 +149,12 @@ impl Container {
             }
             Ok(length) => {
                 let chunk = &buffer[..length];
-                output.lines.feed(&log_time(Timestamp::now()), chunk, &mut text);
+                output
+                    .lines
+                    .feed(&log_time(Timestamp::now()), chunk, &mut text);
                 let is_error = output.is_error;
-                self.clients.retain_mut(|client| client.pass(is_error, chunk));
+                self.clients
+                    .retain_mut(|client| client.pass(is_error, chunk));
                 length
             }
         };
@@ -245,7 +248,9 @@ impl Container {
 impl Client {
     /// Whether the far end is still open.
     fn is_there(&self) -> bool {
-        let Some(end) = &self.output else { return false };
+        let Some(end) = &self.output else {
+            return false;
+        };
         let mut asked = [PollFd::new(end, PollFlags::empty())];
         let now = rustix::event::Timespec {
             tv_sec: 0,

@@ -91,7 +91,8 @@ fn enter(job: &Execution<'_>) -> Result<Prepared, Refusal> {
         .map_err(|error| Refusal::new(RefusalKind::Machine, error.to_string()))?;
     let init = Pid::from_raw(job.init)
         .ok_or_else(|| Refusal::new(RefusalKind::WrongState, "the container has no process"))?;
-    let init = pidfd_open(init, PidfdFlags::empty()).map_err(|error| machine("open process", error))?;
+    let init =
+        pidfd_open(init, PidfdFlags::empty()).map_err(|error| machine("open process", error))?;
     // Network, IPC and UTS namespaces are the keeper's anyway.
     let mut namespaces = nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_NEWPID;
     if job.cgroups.is_version_2() {
@@ -118,7 +119,10 @@ fn become_user(
     let late = container.security.no_new_privileges;
     let load = |filter: &LinuxSeccomp| {
         initialize_seccomp(filter).map(drop).map_err(|error| {
-            Refusal::new(RefusalKind::Machine, format!("load the system call filter: {error}"))
+            Refusal::new(
+                RefusalKind::Machine,
+                format!("load the system call filter: {error}"),
+            )
         })
     };
     if let (false, Some(filter)) = (late, &prepared.filter) {
@@ -156,7 +160,11 @@ fn change_user(
     let failed = |error: libcontainer::syscall::SyscallError| {
         Refusal::new(RefusalKind::Machine, format!("change user: {error}"))
     };
-    let groups: Vec<_> = user.groups.iter().map(|&group| Gid::from_raw(group)).collect();
+    let groups: Vec<_> = user
+        .groups
+        .iter()
+        .map(|&group| Gid::from_raw(group))
+        .collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_groups(&groups)
         .and_then(|()| rustix::thread::set_keep_capabilities(true))
@@ -212,7 +220,10 @@ fn open_terminal(reporter: &Reporter) -> Result<(), Refusal> {
 fn other_side(terminal: &OwnedFd) -> io::Result<OwnedFd> {
     let unlocked: libc::c_int = 0;
     let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    #[expect(unsafe_code, reason = "the ioctls of pseudo terminals have no wrapper here")]
+    #[expect(
+        unsafe_code,
+        reason = "the ioctls of pseudo terminals have no wrapper here"
+    )]
     // SAFETY: the first reads one int from a live local; the second takes flags and makes a new
     // descriptor that nobody else knows.
     unsafe {
@@ -237,6 +248,11 @@ fn close_on_exec() {
     #[expect(unsafe_code, reason = "close_range(2) has no safe wrapper")]
     // SAFETY: marking descriptors as close-on-exec invalidates none of them.
     unsafe {
-        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
     }
 }

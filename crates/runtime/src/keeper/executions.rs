@@ -66,9 +66,12 @@ impl Keeper {
             return Err(Refusal::new(RefusalKind::Machine, message));
         }
         let one = &self.containers[&self.find(container)?];
-        let init = one.record.state.pid().ok_or_else(|| not_running(container))?;
-        let streams = open_streams(&spec)
-            .map_err(|error| machine("make a pipe", &error.into()))?;
+        let init = one
+            .record
+            .state
+            .pid()
+            .ok_or_else(|| not_running(container))?;
+        let streams = open_streams(&spec).map_err(|error| machine("make a pipe", &error.into()))?;
         let prepare = |error| machine(&format!("execute in container {container}"), &error);
         let (reports, reporter) = report_channel().map_err(prepare)?;
         match fork().map_err(prepare)? {

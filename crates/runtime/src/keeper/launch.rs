@@ -32,7 +32,9 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount as mounts;
 
 use super::bundle::{Surroundings, bundle};
-use super::process::{Report, Reporter, become_command, find_program, leave, reason, reset_signals};
+use super::process::{
+    Report, Reporter, become_command, find_program, leave, reason, reset_signals,
+};
 use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
 use crate::descriptors;
 use crate::protocol::{Refusal, RefusalKind};
@@ -161,9 +163,7 @@ fn mount_root(spec: &ContainerSpec, directory: &Path) -> Result<PathBuf, Refusal
     keep_mounts_private(&target);
     // The mark of an earlier use of a volatile overlay (Documentation/filesystems/overlayfs.rst).
     let _ = fs::remove_dir_all(work.join("work/incompat"));
-    let failed = |error: rustix::io::Errno| {
-        machine("mount the root of", &spec.id, &error.into())
-    };
+    let failed = |error: rustix::io::Errno| machine("mount the root of", &spec.id, &error.into());
     match mount_overlay(lower, upper, work, &target) {
         // Before Linux 6.5 layers could not be given one by one.
         Err(rustix::io::Errno::INVAL) => mount_overlay_by_options(lower, upper, work, &target)
@@ -265,9 +265,8 @@ fn make_working_directory(spec: &ContainerSpec, root: &Path) {
 fn make_directories_in(base: &Path, path: &Path) -> rustix::io::Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let base = rustix::fs::open(base, flags, Mode::empty())?;
-    let enter = |path: &Path| {
-        rustix::fs::openat2(&base, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
-    };
+    let enter =
+        |path: &Path| rustix::fs::openat2(&base, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
     let mut parent = rustix::io::fcntl_dupfd_cloexec(&base, 3)?;
     let mut made = PathBuf::new();
     for part in path.components() {
@@ -310,7 +309,9 @@ fn receive_terminal(listener: &UnixListener) -> io::Result<OwnedFd> {
     let mut received = std::collections::VecDeque::new();
     let mut text = [0; 64];
     descriptors::receive(&stream, &mut text, &mut received)?;
-    received.pop_front().ok_or(io::ErrorKind::UnexpectedEof.into())
+    received
+        .pop_front()
+        .ok_or(io::ErrorKind::UnexpectedEof.into())
 }
 
 /// What becomes of the container's first process.
@@ -323,8 +324,12 @@ impl Program {
     fn parts(spec: &Spec) -> (Vec<String>, Vec<String>) {
         let process = spec.process().as_ref();
         (
-            process.and_then(|process| process.args().clone()).unwrap_or_default(),
-            process.and_then(|process| process.env().clone()).unwrap_or_default(),
+            process
+                .and_then(|process| process.args().clone())
+                .unwrap_or_default(),
+            process
+                .and_then(|process| process.env().clone())
+                .unwrap_or_default(),
         )
     }
 }

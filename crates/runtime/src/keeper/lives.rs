@@ -38,7 +38,10 @@ impl Keeper {
     ) -> Result<(), Refusal> {
         let number = self.find(container)?;
         if self.ending.is_some() {
-            return Err(Refusal::new(RefusalKind::WrongState, "the sandbox is ending"));
+            return Err(Refusal::new(
+                RefusalKind::WrongState,
+                "the sandbox is ending",
+            ));
         }
         let Some(one) = self.containers.get_mut(&number) else {
             return Ok(());
@@ -292,7 +295,10 @@ impl Keeper {
             return;
         };
         // Without its directory a keeper has nobody to remember for.
-        if let (false, Err(error)) = (self.abandoned, write_container(&self.directory, &one.record)) {
+        if let (false, Err(error)) = (
+            self.abandoned,
+            write_container(&self.directory, &one.record),
+        ) {
             complain(&error);
         }
     }

@@ -178,15 +178,24 @@ mod tests {
         check(&["tail"], &[("P", 4)]);
         check(&[], &[]);
         let long = "x".repeat(40_006);
-        check(&[&long, "\n"], &[("P", 16_384), ("P", 16_384), ("F", 7_238)]);
-        check(&["abc", &long, "\n"], &[("P", 16_384), ("P", 16_384), ("F", 7_241)]);
+        check(
+            &[&long, "\n"],
+            &[("P", 16_384), ("P", 16_384), ("F", 7_238)],
+        );
+        check(
+            &["abc", &long, "\n"],
+            &[("P", 16_384), ("P", 16_384), ("F", 7_241)],
+        );
         let exact = "x".repeat(16_384);
         check(&[&exact, "\n"], &[("P", 16_384), ("F", 0)]);
     }
 
     #[test]
     fn times_have_nine_digits() {
-        assert_eq!(log_time(Timestamp::UNIX_EPOCH), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(
+            log_time(Timestamp::UNIX_EPOCH),
+            "1970-01-01T00:00:00.000000000Z"
+        );
     }
 
     #[test]

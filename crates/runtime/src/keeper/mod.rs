@@ -188,10 +188,11 @@ fn listen() -> Result<OwnedFd, StartError> {
     Ok(listener.into())
 }
 
-/// Tells when the directory is removed.
+/// Tells when the directory is removed: its record is. (A directory's own removal is not told of
+/// while it is somebody's working directory.)
 fn watch_directory() -> rustix::io::Result<OwnedFd> {
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-    inotify::add_watch(&watch, ".", inotify::WatchFlags::DELETE_SELF)?;
+    inotify::add_watch(&watch, "sandbox.json", inotify::WatchFlags::DELETE_SELF)?;
     Ok(watch)
 }
 
@@ -288,7 +289,11 @@ impl Keeper {
         // log is whole when the exit is told, and a report is never older than an exit.
         for (&number, container) in &self.containers {
             if let Some(launch) = &container.launch {
-                ask(Source::Launch(number), launch.reports.0.as_fd(), PollFlags::IN);
+                ask(
+                    Source::Launch(number),
+                    launch.reports.0.as_fd(),
+                    PollFlags::IN,
+                );
             }
         }
         for (&number, execution) in &self.executions {
@@ -299,11 +304,16 @@ impl Keeper {
         ask(Source::Signals, self.signals.as_fd(), PollFlags::IN);
         for (&number, container) in &self.containers {
             for (index, output) in container.outputs.iter().enumerate() {
-                ask(Source::Output(number, index), output.source.as_fd(), PollFlags::IN);
+                ask(
+                    Source::Output(number, index),
+                    output.source.as_fd(),
+                    PollFlags::IN,
+                );
             }
         }
         let timeout = self.deadline().map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            let left =
+                deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
             rustix::event::Timespec {
                 tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
                 tv_nsec: left.subsec_nanos().into(),

@@ -23,7 +23,9 @@ pub(super) enum NamespaceError {
         value: String,
         source: io::Error,
     },
-    #[error("sysctl {0:?} is not namespaced, or the sandbox does not have that namespace of its own")]
+    #[error(
+        "sysctl {0:?} is not namespaced, or the sandbox does not have that namespace of its own"
+    )]
     SysctlNotNamespaced(String),
     #[error("bring loopback up: {0}")]
     Loopback(io::Error),

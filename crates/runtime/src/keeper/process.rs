@@ -140,22 +140,30 @@ pub(super) fn leave(code: i32) -> ! {
 /// The keeper blocks SIGCHLD, and Rust ignores SIGPIPE, which would be inherited through exec.
 pub(super) fn reset_signals() {
     #[expect(unsafe_code, reason = "signal set-up has no safe wrapper")]
-    // SAFETY: the set is initialised before use, and dispositions are only set to the default.
+    // SAFETY: the set is initialised before use; the kernel's sigaction structure of all zeroes (32
+    // bytes, with a set of 8) is the default disposition, and nothing waits for the old ones.
     unsafe {
         let mut none = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), std::ptr::null_mut());
-        for signal in 1..32 {
-            libc::signal(signal, libc::SIG_DFL);
+        // By the system call: the C library keeps two of them to itself.
+        let default = [0u8; 32];
+        for signal in 1..=64 {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null::<u8>(),
+                8,
+            );
         }
     }
 }
 
 /// Finds the program as a shell would, with the refusals that users know from other runtimes.
 pub(super) fn find_program(name: &str, env: &[String]) -> Result<CString, Refusal> {
-    let refuse = |reason: &str| {
-        Refusal::new(RefusalKind::Command, format!("exec: {name:?}: {reason}"))
-    };
+    let refuse =
+        |reason: &str| Refusal::new(RefusalKind::Command, format!("exec: {name:?}: {reason}"));
     let as_c_string = |path: &Path| {
         CString::new(path.as_os_str().as_bytes())
             .map_err(|_| refuse("the name contains a zero byte"))
@@ -241,14 +249,26 @@ mod tests {
         let not_found = Err("exec: \"foo\": executable file not found in $PATH");
         check("foo", &["PATH=/bin"], not_found);
         check("foo", &[], not_found);
-        check("", &["PATH=/"], Err("exec: \"\": executable file not found in $PATH"));
+        check(
+            "",
+            &["PATH=/"],
+            Err("exec: \"\": executable file not found in $PATH"),
+        );
         check(
             "/no/such",
             &[],
             Err("exec: \"/no/such\": stat /no/such: no such file or directory"),
         );
-        check("/etc/passwd", &[], Err("exec: \"/etc/passwd\": permission denied"));
+        check(
+            "/etc/passwd",
+            &[],
+            Err("exec: \"/etc/passwd\": permission denied"),
+        );
         check("/etc", &[], Err("exec: \"/etc\": permission denied"));
-        check("etc", &["PATH=/"], Err("exec: \"etc\": executable file not found in $PATH"));
+        check(
+            "etc",
+            &["PATH=/"],
+            Err("exec: \"etc\": executable file not found in $PATH"),
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use runtime::cgroup::Cgroups;
@@ -15,20 +15,20 @@ use tokio::sync::mpsc;
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// One test's sandboxes, with a busybox root.
-pub struct House {
-    pub directory: tempfile::TempDir,
-    pub cgroup: String,
+pub(crate) struct House {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) cgroup: String,
 }
 
-pub struct Sandbox {
-    pub keeper: Keeper,
-    pub events: mpsc::Receiver<Event>,
-    pub directory: PathBuf,
-    pub cgroup: String,
+pub(crate) struct Sandbox {
+    pub(crate) keeper: Keeper,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) directory: PathBuf,
+    pub(crate) cgroup: String,
 }
 
 impl House {
-    pub fn new() -> House {
+    pub(crate) fn new() -> House {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let base = directory.path().join("base");
         for part in ["bin", "etc", "tmp", "proc", "dev", "sys", "data", "root"] {
@@ -55,7 +55,7 @@ impl House {
         }
     }
 
-    pub fn spec(&self, id: &str) -> SandboxSpec {
+    pub(crate) fn spec(&self, id: &str) -> SandboxSpec {
         SandboxSpec {
             id: id.to_owned(),
             hostname: Some(format!("host-{id}")),
@@ -67,11 +67,11 @@ impl House {
         }
     }
 
-    pub async fn sandbox(&self, id: &str) -> Sandbox {
+    pub(crate) async fn sandbox(&self, id: &str) -> Sandbox {
         self.sandbox_with(self.spec(id)).await
     }
 
-    pub async fn sandbox_with(&self, spec: SandboxSpec) -> Sandbox {
+    pub(crate) async fn sandbox_with(&self, spec: SandboxSpec) -> Sandbox {
         let directory = self.directory.path().join("run").join(&spec.id);
         let program = std::env::current_exe().expect("this program is known");
         let cgroup = spec.cgroup.clone();
@@ -87,11 +87,11 @@ impl House {
     }
 
     /// A container that runs a shell script.
-    pub fn shell(&self, sandbox: &Sandbox, id: &str, script: &str) -> ContainerSpec {
+    pub(crate) fn shell(&self, sandbox: &Sandbox, id: &str, script: &str) -> ContainerSpec {
         self.container(sandbox, id, &["sh", "-c", script])
     }
 
-    pub fn container(&self, sandbox: &Sandbox, id: &str, argv: &[&str]) -> ContainerSpec {
+    pub(crate) fn container(&self, sandbox: &Sandbox, id: &str, argv: &[&str]) -> ContainerSpec {
         let writable = sandbox.directory.join("roots").join(id);
         let (upper, work) = (writable.join("upper"), writable.join("work"));
         fs::create_dir_all(&upper).expect("made");
@@ -104,7 +104,10 @@ impl House {
                 work,
             },
             argv: argv.iter().map(|&part| part.to_owned()).collect(),
-            env: vec!["PATH=/usr/local/bin:/bin".to_owned(), "HOME=/root".to_owned()],
+            env: vec![
+                "PATH=/usr/local/bin:/bin".to_owned(),
+                "HOME=/root".to_owned(),
+            ],
             working_dir: "/".to_owned(),
             user: User::default(),
             mounts: Vec::new(),
@@ -125,7 +128,7 @@ impl House {
     }
 
     /// Everything must be gone: processes, cgroups, mounts.
-    pub fn is_empty(self) {
+    pub(crate) fn is_empty(self) {
         let cgroups = Cgroups::detect().expect("there are cgroups");
         let left = cgroups.children(&format!("{}/pods", self.cgroup));
         assert!(left.is_empty(), "cgroups left: {left:?}");
@@ -142,22 +145,34 @@ impl House {
     }
 }
 
+impl Drop for House {
+    /// After a failed test.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(cgroups) = Cgroups::detect()
+        {
+            cgroups.kill(&self.cgroup);
+            let _ = cgroups.remove(&self.cgroup);
+        }
+    }
+}
+
 impl Sandbox {
     /// Creates, starts, and waits for the exit.
-    pub async fn run(&mut self, spec: ContainerSpec) -> ContainerState {
+    pub(crate) async fn run(&mut self, spec: ContainerSpec) -> ContainerState {
         let id = spec.id.clone();
         self.keeper.create(spec).await.expect("created");
         self.keeper.start_container(&id).await.expect("started");
         self.exit(&id).await
     }
 
-    pub async fn start(&self, spec: ContainerSpec) -> ContainerState {
+    pub(crate) async fn start(&self, spec: ContainerSpec) -> ContainerState {
         let id = spec.id.clone();
         self.keeper.create(spec).await.expect("created");
         self.keeper.start_container(&id).await.expect("started")
     }
 
-    pub async fn exit(&mut self, id: &str) -> ContainerState {
+    pub(crate) async fn exit(&mut self, id: &str) -> ContainerState {
         loop {
             match self.events.recv().await.expect("the keeper lives") {
                 Event::Container { container, state } if container == id && state.is_exited() => {
@@ -169,7 +184,7 @@ impl Sandbox {
     }
 
     /// The text of a log, without times: `stdout F line`.
-    pub fn log(&self, id: &str) -> String {
+    pub(crate) fn log(&self, id: &str) -> String {
         let path = self.directory.join("log").join(format!("{id}.log"));
         let text = fs::read_to_string(&path).unwrap_or_default();
         text.lines()
@@ -182,7 +197,7 @@ impl Sandbox {
     }
 
     /// What a container wrote to standard output, whole.
-    pub fn stdout(&self, id: &str) -> String {
+    pub(crate) fn stdout(&self, id: &str) -> String {
         self.log(id)
             .lines()
             .filter_map(|line| line.strip_prefix("stdout F "))
@@ -191,7 +206,7 @@ impl Sandbox {
     }
 
     /// Waits for a line on standard output.
-    pub async fn wait_for(&self, id: &str, line: &str) {
+    pub(crate) async fn wait_for(&self, id: &str, line: &str) {
         let wanted = format!("{line}\n");
         while !self.stdout(id).contains(&wanted) {
             // Nothing tells of a file's growth that would be simpler than looking again.
@@ -199,19 +214,19 @@ impl Sandbox {
         }
     }
 
-    pub async fn end(self) {
+    pub(crate) async fn end(self) {
         self.keeper.end().await.expect("ended");
     }
 }
 
-pub fn code(state: &ContainerState) -> i32 {
+pub(crate) fn code(state: &ContainerState) -> i32 {
     match state {
         ContainerState::Exited { code, .. } => *code,
         other => panic!("not exited: {other:?}"),
     }
 }
 
-pub fn exec(argv: &[&str]) -> ExecSpec {
+pub(crate) fn exec(argv: &[&str]) -> ExecSpec {
     ExecSpec {
         argv: argv.iter().map(|&part| part.to_owned()).collect(),
         ..ExecSpec::default()
@@ -219,7 +234,7 @@ pub fn exec(argv: &[&str]) -> ExecSpec {
 }
 
 /// Reads a stream to its end.
-pub async fn read_all(end: std::os::fd::OwnedFd) -> String {
+pub(crate) async fn read_all(end: std::os::fd::OwnedFd) -> String {
     tokio::task::spawn_blocking(move || {
         let mut text = Vec::new();
         let mut file = fs::File::from(end);
@@ -229,10 +244,4 @@ pub async fn read_all(end: std::os::fd::OwnedFd) -> String {
     })
     .await
     .expect("reading does not panic")
-}
-
-pub fn processes_of(path: &Path) -> usize {
-    fs::read_to_string(path.join("cgroup.procs"))
-        .map(|text| text.lines().count())
-        .unwrap_or_default()
 }

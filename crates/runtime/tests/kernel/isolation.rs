@@ -7,7 +7,7 @@ use runtime::{KeeperError, Mount, Propagation, Resources, Seccomp, User};
 
 use crate::house::{House, code, exec, read_all};
 
-pub async fn what_a_plain_container_sees() {
+pub(crate) async fn what_a_plain_container_sees() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let script = "echo $$; hostname; id -u; ls /dev | tr '\\n' ' '; echo; \
@@ -25,12 +25,15 @@ pub async fn what_a_plain_container_sees() {
     let mut lines = out.lines();
     let mut next = |expected: &str| {
         let line = lines.next().unwrap_or_default();
-        assert!(line.starts_with(expected), "{expected:?} in {line:?} of\n{out}");
+        assert!(
+            line.starts_with(expected),
+            "{expected:?} in {line:?} of\n{out}"
+        );
     };
     next("1");
     next("host-a");
     next("0");
-    next("fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero core");
+    next("fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero");
     next("/ overlay rw");
     next("/proc proc rw,nosuid,nodev,noexec,relatime");
     next("/dev tmpfs rw,nosuid,size=65536k,mode=755");
@@ -53,17 +56,24 @@ pub async fn what_a_plain_container_sees() {
 
 fn own_capabilities() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("readable");
-    let bits = status.lines().find_map(|line| line.strip_prefix("CapPrm:")).expect("there");
+    let bits = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapPrm:"))
+        .expect("there");
     u64::from_str_radix(bits.trim(), 16).expect("hexadecimal")
 }
 
-pub async fn users_capabilities_and_filters() {
+pub(crate) async fn users_capabilities_and_filters() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let script = "id -u; id -G; grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status | \
                   tr -s '\\t' ' '; unshare -m true 2>&1 | tail -1; sleep 600";
     let mut spec = house.shell(&sandbox, "c", script);
-    spec.user = User { uid: 1000, gid: 1001, groups: vec![2000, 3000] };
+    spec.user = User {
+        uid: 1000,
+        gid: 1001,
+        groups: vec![2000, 3000],
+    };
     spec.security.no_new_privileges = true;
     spec.security.capabilities_drop = vec!["ALL".to_owned()];
     spec.security.seccomp = Seccomp::Default;
@@ -72,14 +82,24 @@ pub async fn users_capabilities_and_filters() {
     sandbox.start(spec).await;
     // The same for what is executed in it.
     let short = script.trim_end_matches("; sleep 600");
-    let run = sandbox.keeper.exec("c", exec(&["sh", "-c", short])).await.expect("executed");
+    let run = sandbox
+        .keeper
+        .exec("c", exec(&["sh", "-c", short]))
+        .await
+        .expect("executed");
     let seen = read_all(run.streams.stdout).await;
-    sandbox.wait_for("c", "unshare: unshare(0x20000): Operation not permitted").await;
+    sandbox
+        .wait_for("c", "unshare: unshare(0x20000): Operation not permitted")
+        .await;
     assert_eq!(sandbox.stdout("c").replace(" \n", "\n"), filtered);
     assert_eq!(seen.replace(" \n", "\n"), filtered);
 
     // Root with the default filter and without no_new_privs: the filter is there nevertheless.
-    let mut spec = house.shell(&sandbox, "d", "grep Seccomp: /proc/self/status; unshare -m true; echo $?");
+    let mut spec = house.shell(
+        &sandbox,
+        "d",
+        "grep Seccomp: /proc/self/status; unshare -m true; echo $?",
+    );
     spec.security.seccomp = Seccomp::Default;
     sandbox.run(spec).await;
     assert_eq!(sandbox.stdout("d"), "Seccomp:\t2\n1\n");
@@ -99,14 +119,18 @@ pub async fn users_capabilities_and_filters() {
 
     // Another user for one command.
     let mut spec = exec(&["sh", "-c", "id -u; id -G"]);
-    spec.user = Some(User { uid: 5, gid: 6, groups: vec![] });
+    spec.user = Some(User {
+        uid: 5,
+        gid: 6,
+        groups: vec![],
+    });
     let run = sandbox.keeper.exec("c", spec).await.expect("executed");
     assert_eq!(read_all(run.streams.stdout).await, "5\n6\n");
     sandbox.end().await;
     house.is_empty();
 }
 
-pub async fn mounts_and_roots() {
+pub(crate) async fn mounts_and_roots() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let source = house.directory.path().join("volume");
@@ -121,10 +145,14 @@ pub async fn mounts_and_roots() {
     let script = "pwd; cat /deep/in/file; touch /deep/in/x 2>&1; touch /rw/made; touch /here 2>&1; \
                   cat /etc/one";
     let mut spec = house.shell(&sandbox, "c", script);
-    spec.mounts = vec![mount("/deep/in", true), mount("/rw", false), Mount {
-        source: source.join("file"),
-        ..mount("/etc/one", true)
-    }];
+    spec.mounts = vec![
+        mount("/deep/in", true),
+        mount("/rw", false),
+        Mount {
+            source: source.join("file"),
+            ..mount("/etc/one", true)
+        },
+    ];
     spec.working_dir = "/rw/not/there".to_owned();
     spec.security.read_only_root = true;
     sandbox.run(spec).await;
@@ -132,24 +160,38 @@ pub async fn mounts_and_roots() {
         sandbox.stdout("c"),
         "/rw/not/there\ncontent\ntouch: /deep/in/x: Read-only file system\n\
          touch: /here: Read-only file system\ncontent\n",
-        "{}", sandbox.log("c")
+        "{}",
+        sandbox.log("c")
     );
     assert!(source.join("made").exists() && source.join("not/there").is_dir());
 
     // Writes go to the container's own layer.
-    let spec = house.shell(&sandbox, "d", "echo new > /data/plain; rm /data/junk; cat /data/plain");
+    let spec = house.shell(
+        &sandbox,
+        "d",
+        "echo new > /data/plain; rm /data/junk; cat /data/plain",
+    );
     sandbox.run(spec).await;
     assert_eq!(sandbox.stdout("d"), "new\n");
     let base = house.directory.path().join("base/data");
-    assert_eq!(std::fs::read_to_string(base.join("plain")).expect("there"), "hello\n");
+    assert_eq!(
+        std::fs::read_to_string(base.join("plain")).expect("there"),
+        "hello\n"
+    );
     assert!(base.join("junk").exists());
 
     let mut spec = house.shell(&sandbox, "e", "true");
-    spec.mounts = vec![Mount { source: "/no/such/place".into(), ..mount("/x", true) }];
+    spec.mounts = vec![Mount {
+        source: "/no/such/place".into(),
+        ..mount("/x", true)
+    }];
     sandbox.keeper.create(spec).await.expect("created");
     match sandbox.keeper.start_container("e").await {
         Err(KeeperError::Refused(refusal)) => {
-            assert!(refusal.message.starts_with("create container: "), "{refusal}");
+            assert!(
+                refusal.message.starts_with("create container: "),
+                "{refusal}"
+            );
             println!("  a mount without source: {refusal}");
         }
         other => panic!("{other:?}"),
@@ -158,11 +200,10 @@ pub async fn mounts_and_roots() {
     house.is_empty();
 }
 
-pub async fn networks_and_dialing() {
+pub(crate) async fn networks_and_dialing() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
-    // busybox's nc answers once per connection.
-    let script = "ip -o link | cut -d: -f2 | tr -d ' '; nc -lk -p 8080 -e echo hello";
+    let script = "ip -o link | cut -d: -f2 | tr -d ' '; httpd -f -p 8080 -h /data";
     sandbox.start(house.shell(&sandbox, "c", script)).await;
     sandbox.wait_for("c", "lo").await;
     let answer = loop {
@@ -175,8 +216,13 @@ pub async fn networks_and_dialing() {
     };
     let mut stream = tokio::net::TcpStream::from_std(answer).expect("non-blocking");
     let mut text = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text).await.expect("readable");
-    assert_eq!(text, "hello\n");
+    tokio::io::AsyncWriteExt::write_all(&mut stream, b"GET /plain HTTP/1.0\r\n\r\n")
+        .await
+        .expect("written");
+    tokio::io::AsyncReadExt::read_to_string(&mut stream, &mut text)
+        .await
+        .expect("readable");
+    assert!(text.ends_with("\r\n\r\nhello\n"), "{text}");
     match sandbox.keeper.dial(8081).await {
         Err(KeeperError::Refused(refusal)) => assert_eq!(refusal.message, "connection refused"),
         other => panic!("{other:?}"),
@@ -186,7 +232,11 @@ pub async fn networks_and_dialing() {
     let mut spec = house.spec("host");
     (spec.own_network, spec.own_ipc, spec.hostname) = (false, false, None);
     let mut sandbox = house.sandbox_with(spec).await;
-    let spec = house.shell(&sandbox, "c", "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts");
+    let spec = house.shell(
+        &sandbox,
+        "c",
+        "readlink /proc/self/ns/net; readlink /proc/self/ns/ipc; readlink /proc/self/ns/uts",
+    );
     sandbox.run(spec).await;
     let own: String = ["net", "ipc", "uts"]
         .iter()
@@ -198,19 +248,32 @@ pub async fn networks_and_dialing() {
     house.is_empty();
 }
 
-pub async fn shared_process_namespaces() {
+pub(crate) async fn shared_process_namespaces() {
     let house = House::new();
     let mut spec = house.spec("shared");
     spec.share_processes = true;
     let mut sandbox = house.sandbox_with(spec).await;
-    sandbox.start(house.container(&sandbox, "x", &["sleep", "4242"])).await;
-    let spec = house.shell(&sandbox, "y", "ps | grep -c 'sleep 424[2]'; (sleep 5151 &); exit 5");
+    sandbox
+        .start(house.container(&sandbox, "x", &["sleep", "4242"]))
+        .await;
+    let spec = house.shell(
+        &sandbox,
+        "y",
+        "ps | grep -c 'sleep 424[2]'; (sleep 5151 &); exit 5",
+    );
     assert_eq!(code(&sandbox.run(spec).await), 5);
     assert_eq!(sandbox.stdout("y"), "1\n");
     // What the container left behind is gone, and nothing else.
-    let run = sandbox.keeper.exec("x", exec(&["ps", "-o", "args"])).await.expect("executed");
+    let run = sandbox
+        .keeper
+        .exec("x", exec(&["ps", "-o", "args"]))
+        .await
+        .expect("executed");
     let seen = read_all(run.streams.stdout).await;
-    assert!(seen.contains("sleep 4242") && !seen.contains("sleep 5151"), "{seen}");
+    assert!(
+        seen.contains("sleep 4242") && !seen.contains("sleep 5151"),
+        "{seen}"
+    );
     sandbox.end().await;
 
     let mut spec = house.spec("machine");
@@ -224,7 +287,7 @@ pub async fn shared_process_namespaces() {
     house.is_empty();
 }
 
-pub async fn cgroups_hold_and_count() {
+pub(crate) async fn cgroups_hold_and_count() {
     let house = House::new();
     let mut spec = house.spec("a");
     spec.resources.memory_limit = Some(256 << 20);
@@ -232,7 +295,7 @@ pub async fn cgroups_hold_and_count() {
     let mut spec = house.shell(
         &sandbox,
         "c",
-        "head -c 20000000 /dev/zero > /dev/shm/x; echo ready; sleep 600",
+        "head -c 20000000 /dev/zero > /dev/shm/x; echo ready; sleep 600; true",
     );
     spec.resources = Resources {
         cpu_shares: Some(512),
@@ -246,7 +309,10 @@ pub async fn cgroups_hold_and_count() {
     sandbox.wait_for("c", "ready").await;
     let cgroups = Cgroups::detect().expect("there are cgroups");
     let usage = cgroups.usage(&cgroup).expect("readable");
-    assert!(usage.memory >= 20_000_000 && usage.memory < 64 << 20, "{usage:?}");
+    assert!(
+        usage.memory >= 20_000_000 && usage.memory < 64 << 20,
+        "{usage:?}"
+    );
     assert!(usage.memory_working_set >= 20_000_000, "{usage:?}");
     assert!(usage.cpu > Duration::ZERO && usage.pids == 2, "{usage:?}");
     let whole = cgroups.usage(&sandbox.cgroup).expect("readable");
@@ -255,13 +321,19 @@ pub async fn cgroups_hold_and_count() {
 
     // No more processes than allowed.
     let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 600 & done; wait";
-    let run = sandbox.keeper.exec("c", exec(&["sh", "-c", script])).await.expect("executed");
-    let error = read_all(run.streams.stderr.expect("no terminal")).await;
-    assert!(error.contains("can't fork"), "{error}");
-    assert_eq!(cgroups.usage(&cgroup).expect("readable").pids, 10);
-
+    let run = sandbox
+        .keeper
+        .exec("c", exec(&["sh", "-c", script]))
+        .await
+        .expect("executed");
+    let error = tokio::spawn(read_all(run.streams.stderr.expect("no terminal")));
+    while cgroups.usage(&cgroup).expect("readable").pids < 9 {
+        tokio::task::yield_now().await;
+    }
     sandbox.keeper.signal("c", 9).await.expect("sent");
     sandbox.exit("c").await;
+    let error = error.await.expect("no panic");
+    assert!(error.contains("can't fork"), "{error}");
     sandbox.keeper.remove("c").await.expect("removed");
     assert!(cgroups.usage(&cgroup).is_err());
     assert!(!sandbox.directory.join("containers/c.json").exists());

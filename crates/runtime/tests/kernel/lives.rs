@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
-use runtime::{ContainerState, Event, Keeper, KeeperError, RefusalKind, Resources, SandboxSpec};
+use runtime::{
+    ContainerState, Event, Keeper, KeeperError, Mount, Propagation, RefusalKind, Resources,
+    SandboxSpec,
+};
 
 use crate::house::{House, code};
 
-pub async fn exit_codes_and_signals() {
+pub(crate) async fn exit_codes_and_signals() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     for (id, script, expected, signal) in [
@@ -48,13 +51,25 @@ pub async fn exit_codes_and_signals() {
     house.is_empty();
 }
 
-pub async fn commands_that_cannot_be_executed() {
+pub(crate) async fn commands_that_cannot_be_executed() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     for (id, argv, expected) in [
-        ("a", "foo", "exec: \"foo\": executable file not found in $PATH"),
-        ("b", "/no/such", "exec: \"/no/such\": stat /no/such: no such file or directory"),
-        ("c", "/data/plain", "exec: \"/data/plain\": permission denied"),
+        (
+            "a",
+            "foo",
+            "exec: \"foo\": executable file not found in $PATH",
+        ),
+        (
+            "b",
+            "/no/such",
+            "exec: \"/no/such\": stat /no/such: no such file or directory",
+        ),
+        (
+            "c",
+            "/data/plain",
+            "exec: \"/data/plain\": permission denied",
+        ),
         ("d", "/data", "exec: \"/data\": permission denied"),
     ] {
         let spec = house.container(&sandbox, id, &[argv]);
@@ -78,17 +93,20 @@ pub async fn commands_that_cannot_be_executed() {
     house.is_empty();
 }
 
-pub async fn a_file_that_is_no_program() {
+pub(crate) async fn a_file_that_is_no_program() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let spec = house.container(&sandbox, "c", &["/data/junk"]);
     assert_eq!(code(&sandbox.run(spec).await), 1);
-    assert_eq!(sandbox.log("c"), "stderr F exec /data/junk: exec format error\n");
+    assert_eq!(
+        sandbox.log("c"),
+        "stderr F exec /data/junk: exec format error\n"
+    );
     sandbox.end().await;
     house.is_empty();
 }
 
-pub async fn memory_limit_kills_and_says_so() {
+pub(crate) async fn memory_limit_kills_and_says_so() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     // tail keeps the whole of a line that never ends.
@@ -96,29 +114,44 @@ pub async fn memory_limit_kills_and_says_so() {
     spec.resources.memory_limit = Some(32 << 20);
     let state = sandbox.run(spec).await;
     assert!(
-        matches!(state, ContainerState::Exited { code: 137, oom_killed: true, .. }),
+        matches!(
+            state,
+            ContainerState::Exited {
+                code: 137,
+                oom_killed: true,
+                ..
+            }
+        ),
         "{state:?}"
     );
     sandbox.end().await;
     house.is_empty();
 }
 
-pub async fn daemon_goes_away_and_comes_back() {
+pub(crate) async fn daemon_goes_away_and_comes_back() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
-    let script = "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; echo done; cat /gate";
+    let script =
+        "i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; echo done; cat /gates/fifo";
     let directory = sandbox.directory.clone();
     for id in ["lasts", "ends"] {
-        let gate = directory.join("roots").join(id).join("upper");
-        let spec = house.shell(&sandbox, id, script);
+        let gate = directory.join("gates").join(id);
+        std::fs::create_dir_all(&gate).expect("made");
         rustix::fs::mknodat(
             rustix::fs::CWD,
-            gate.join("gate"),
+            gate.join("fifo"),
             rustix::fs::FileType::Fifo,
             rustix::fs::Mode::from(0o600),
             0,
         )
         .expect("a fifo can be made");
+        let mut spec = house.shell(&sandbox, id, script);
+        spec.mounts.push(Mount {
+            source: gate,
+            target: "/gates".into(),
+            read_only: true,
+            propagation: Propagation::Private,
+        });
         sandbox.start(spec).await;
     }
     let cgroup = sandbox.cgroup.clone();
@@ -129,19 +162,27 @@ pub async fn daemon_goes_away_and_comes_back() {
     assert_eq!(record.spec.id, "a");
     assert_eq!(containers.len(), 2);
     assert!(containers.iter().all(|one| one.state.pid().is_some()));
-    let sandbox = crate::house::Sandbox { keeper, events, directory: directory.clone(), cgroup };
+    let sandbox = crate::house::Sandbox {
+        keeper,
+        events,
+        directory: directory.clone(),
+        cgroup,
+    };
     sandbox.wait_for("ends", "done").await;
     sandbox.wait_for("lasts", "done").await;
     drop(sandbox);
     // One ends while nobody looks.
-    let gate = directory.join("roots/ends/upper/gate");
+    let gate = directory.join("gates/ends/fifo");
     tokio::task::spawn_blocking(move || std::fs::write(gate, "open\n").expect("written"))
         .await
         .expect("no panic");
 
     let (keeper, _, containers, mut events) = Keeper::connect(&directory).await.expect("alive");
     let ended = |state: &ContainerState| matches!(state, ContainerState::Exited { code: 0, .. });
-    let one = containers.iter().find(|one| one.spec.id == "ends").expect("known");
+    let one = containers
+        .iter()
+        .find(|one| one.spec.id == "ends")
+        .expect("known");
     if !ended(&one.state) {
         loop {
             match events.recv().await.expect("alive") {
@@ -156,19 +197,27 @@ pub async fn daemon_goes_away_and_comes_back() {
     let log = std::fs::read_to_string(directory.join("log/ends.log")).expect("readable");
     assert_eq!(log.lines().count(), 2002, "no line is lost");
     let (_, containers) = keeper.list().await.expect("listed");
-    let lasts = containers.iter().find(|one| one.spec.id == "lasts").expect("known");
+    let lasts = containers
+        .iter()
+        .find(|one| one.spec.id == "lasts")
+        .expect("known");
     assert!(lasts.state.pid().is_some());
 
     keeper.end().await.expect("ended");
     // A dead keeper's records tell the same.
-    let dead = Keeper::read_dead(&directory).expect("readable").expect("there");
+    let dead = Keeper::read_dead(&directory)
+        .expect("readable")
+        .expect("there");
     assert_eq!(dead.containers.len(), 2);
     assert!(dead.containers.iter().all(|one| one.state.is_exited()));
-    assert!(matches!(Keeper::connect(&directory).await, Err(KeeperError::Connect { .. })));
+    assert!(matches!(
+        Keeper::connect(&directory).await,
+        Err(KeeperError::Connect { .. })
+    ));
     house.is_empty();
 }
 
-pub async fn thirty_sandboxes_at_once() {
+pub(crate) async fn thirty_sandboxes_at_once() {
     let house = House::new();
     let begun = Instant::now();
     let names: Vec<String> = (0..30).map(|number| format!("s{number}")).collect();
@@ -180,7 +229,10 @@ pub async fn thirty_sandboxes_at_once() {
         sandbox
     }))
     .await;
-    println!("  30 sandboxes with a container each: {:?}", begun.elapsed());
+    println!(
+        "  30 sandboxes with a container each: {:?}",
+        begun.elapsed()
+    );
     for (sandbox, name) in sandboxes.iter().zip(&names) {
         sandbox.wait_for("c", &format!("host-{name}")).await;
     }
@@ -190,7 +242,7 @@ pub async fn thirty_sandboxes_at_once() {
     house.is_empty();
 }
 
-pub async fn a_sandbox_ends_with_everything_in_it() {
+pub(crate) async fn a_sandbox_ends_with_everything_in_it() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
     let background = "sleep 600 & sleep 600 & trap '' TERM; wait";
@@ -201,8 +253,13 @@ pub async fn a_sandbox_ends_with_everything_in_it() {
     let waiting = tokio::spawn(async move { other.end().await });
     let directory = sandbox.directory.clone();
     sandbox.end().await;
-    waiting.await.expect("no panic").expect("asking twice is fine");
-    let dead = Keeper::read_dead(&directory).expect("readable").expect("there");
+    waiting
+        .await
+        .expect("no panic")
+        .expect("asking twice is fine");
+    let dead = Keeper::read_dead(&directory)
+        .expect("readable")
+        .expect("there");
     for one in dead.containers {
         assert_eq!(code(&one.state), 137);
     }
@@ -210,7 +267,7 @@ pub async fn a_sandbox_ends_with_everything_in_it() {
     house.is_empty();
 }
 
-pub async fn a_keeper_ends_when_its_directory_is_gone() {
+pub(crate) async fn a_keeper_ends_when_its_directory_is_gone() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let spec = house.shell(&sandbox, "c", "sleep 0.2");
@@ -223,7 +280,7 @@ pub async fn a_keeper_ends_when_its_directory_is_gone() {
     house.is_empty();
 }
 
-pub async fn what_is_refused() {
+pub(crate) async fn what_is_refused() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
     let refused = |result: Result<(), KeeperError>| match result {
@@ -241,33 +298,58 @@ pub async fn what_is_refused() {
             &(|spec: &mut runtime::ContainerSpec| spec.argv.clear()) as &dyn Fn(&mut _),
             "no command specified",
         ),
-        (&|spec: &mut runtime::ContainerSpec| spec.id = "../x".into(), "\"../x\" is not fit for a container's name"),
+        (
+            &|spec: &mut runtime::ContainerSpec| spec.id = "../x".into(),
+            "\"../x\" is not fit for a container's name",
+        ),
         (
             &|spec: &mut runtime::ContainerSpec| spec.working_dir = "here".into(),
             "working directory \"here\" is not an absolute path",
         ),
         (
-            &|spec: &mut runtime::ContainerSpec| spec.security.capabilities_add = vec!["FLY".into()],
+            &|spec: &mut runtime::ContainerSpec| {
+                spec.security.capabilities_add = vec!["FLY".into()]
+            },
             "unknown capability \"CAP_FLY\"",
         ),
-        (&|spec: &mut runtime::ContainerSpec| spec.argv.push("a\0b".into()), "\"a\\0b\" contains a zero byte"),
+        (
+            &|spec: &mut runtime::ContainerSpec| spec.argv.push("a\0b".into()),
+            "\"a\\0b\" contains a zero byte",
+        ),
     ] {
         assert_eq!(
             refused(create(change).await),
             (RefusalKind::Invalid, message.to_owned())
         );
     }
-    create(&|_: &mut runtime::ContainerSpec| {}).await.expect("created");
-    assert_eq!(refused(create(&|_: &mut runtime::ContainerSpec| {}).await).0, RefusalKind::Exists);
-    assert_eq!(refused(sandbox.keeper.signal("c", 9).await).0, RefusalKind::WrongState);
-    assert_eq!(refused(sandbox.keeper.signal("d", 9).await).0, RefusalKind::NotFound);
+    create(&|_: &mut runtime::ContainerSpec| {})
+        .await
+        .expect("created");
+    assert_eq!(
+        refused(create(&|_: &mut runtime::ContainerSpec| {}).await).0,
+        RefusalKind::Exists
+    );
+    assert_eq!(
+        refused(sandbox.keeper.signal("c", 9).await).0,
+        RefusalKind::WrongState
+    );
+    assert_eq!(
+        refused(sandbox.keeper.signal("d", 9).await).0,
+        RefusalKind::NotFound
+    );
     sandbox.keeper.start_container("c").await.expect("started");
-    assert_eq!(refused(sandbox.keeper.remove("c").await).0, RefusalKind::WrongState);
+    assert_eq!(
+        refused(sandbox.keeper.remove("c").await).0,
+        RefusalKind::WrongState
+    );
     assert_eq!(
         refused(sandbox.keeper.start_container("c").await.map(drop)).0,
         RefusalKind::WrongState
     );
-    let (directory, program) = (sandbox.directory.clone(), std::env::current_exe().expect("known"));
+    let (directory, program) = (
+        sandbox.directory.clone(),
+        std::env::current_exe().expect("known"),
+    );
     let again = Keeper::start(&program, &directory, SandboxSpec::default()).await;
     assert!(matches!(again, Err(KeeperError::Exists(_))));
     sandbox.end().await;
@@ -277,14 +359,17 @@ pub async fn what_is_refused() {
     let directory = house.directory.path().join("run/b");
     match Keeper::start(&program, &directory, spec).await {
         Err(KeeperError::Start { message, .. }) => {
-            assert!(message.contains("\"vm.swappiness\" is not namespaced"), "{message}");
+            assert!(
+                message.contains("\"vm.swappiness\" is not namespaced"),
+                "{message}"
+            );
         }
         other => panic!("{other:?}"),
     }
     house.is_empty();
 }
 
-pub async fn starting_is_quick_and_a_keeper_small() {
+pub(crate) async fn starting_is_quick_and_a_keeper_small() {
     let house = House::new();
     let begun = Instant::now();
     let sandbox = house.sandbox("a").await;
@@ -305,13 +390,22 @@ pub async fn starting_is_quick_and_a_keeper_small() {
     let smaps = format!("/proc/{}/smaps_rollup", sandbox.keeper.pid());
     let smaps = std::fs::read_to_string(smaps).expect("readable");
     let field = |name: &str| {
-        let line = smaps.lines().find(|line| line.starts_with(name)).expect("there");
-        line[name.len()..].trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+        let line = smaps
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("there");
+        line[name.len()..]
+            .trim()
+            .trim_end_matches(" kB")
+            .parse::<u64>()
+            .expect("a number")
     };
     let private = field("Private_Dirty:") + field("Private_Clean:");
     println!(
         "  keeper {keeper:?}; container p50 {:?}, max {:?}; a keeper's private memory {private} kB (dirty {} kB)",
-        times[5], times[9], field("Private_Dirty:")
+        times[5],
+        times[9],
+        field("Private_Dirty:")
     );
     sandbox.end().await;
     house.is_empty();

@@ -6,7 +6,7 @@ use runtime::{ContainerState, KeeperError, RefusalKind};
 
 use crate::house::{House, code, exec, read_all};
 
-pub async fn streams_and_partial_lines() {
+pub(crate) async fn streams_and_partial_lines() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let script = "printf abc; echo err >&2; printf 'def\\n'; \
@@ -26,7 +26,7 @@ pub async fn streams_and_partial_lines() {
     house.is_empty();
 }
 
-pub async fn hundred_thousand_lines() {
+pub(crate) async fn hundred_thousand_lines() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let spec = house.container(&sandbox, "c", &["seq", "100000"]);
@@ -40,7 +40,7 @@ pub async fn hundred_thousand_lines() {
     house.is_empty();
 }
 
-pub async fn logs_go_on_after_rotation() {
+pub(crate) async fn logs_go_on_after_rotation() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let mut spec = house.shell(&sandbox, "c", "cat");
@@ -62,22 +62,29 @@ pub async fn logs_go_on_after_rotation() {
     house.is_empty();
 }
 
-pub async fn a_full_disk_does_not_hold_up_a_container() {
+pub(crate) async fn a_full_disk_does_not_hold_up_a_container() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let mut spec = house.shell(&sandbox, "c", "seq 20000; exit 3");
     spec.log_path = Some("/dev/full".into());
     assert_eq!(code(&sandbox.run(spec).await), 3);
     let said = std::fs::read_to_string(sandbox.directory.join("keeper.log")).expect("readable");
-    assert!(said.contains("write the log of c: No space left on device"), "{said}");
+    assert!(
+        said.contains("write the log of c: No space left on device"),
+        "{said}"
+    );
     sandbox.end().await;
     house.is_empty();
 }
 
-pub async fn attach_sees_what_comes_and_a_slow_client_is_dropped() {
+pub(crate) async fn attach_sees_what_comes_and_a_slow_client_is_dropped() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
-    let mut spec = house.shell(&sandbox, "c", "read x; echo e$x >&2; seq 200000; read x; echo o$x");
+    let mut spec = house.shell(
+        &sandbox,
+        "c",
+        "read x; echo e$x >&2; seq 200000; read x; echo o$x",
+    );
     spec.stdin = true;
     sandbox.start(spec).await;
     let slow = sandbox.keeper.attach("c").await.expect("attached");
@@ -100,7 +107,7 @@ pub async fn attach_sees_what_comes_and_a_slow_client_is_dropped() {
     house.is_empty();
 }
 
-pub async fn standard_input() {
+pub(crate) async fn standard_input() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     // Without: /dev/null.
@@ -123,7 +130,7 @@ pub async fn standard_input() {
     house.is_empty();
 }
 
-pub async fn a_terminal() {
+pub(crate) async fn a_terminal() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
     let script = "tty; test -t 0 && test -t 2 && echo terminal; read x; stty size; ls -l /dev/console | cut -c1; exit 4";
@@ -149,7 +156,7 @@ pub async fn a_terminal() {
     house.is_empty();
 }
 
-pub async fn exec_streams_and_exit_codes() {
+pub(crate) async fn exec_streams_and_exit_codes() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
     let mut spec = house.container(&sandbox, "c", &["sleep", "600"]);
@@ -157,18 +164,36 @@ pub async fn exec_streams_and_exit_codes() {
     spec.working_dir = "/tmp".to_owned();
     sandbox.start(spec).await;
 
-    let mut spec = exec(&["sh", "-c", "cat; echo $FROM $OWN $PWD; echo err >&2; exit 9"]);
+    let mut spec = exec(&[
+        "sh",
+        "-c",
+        "cat; echo $FROM $OWN $PWD; echo err >&2; exit 9",
+    ]);
     (spec.stdin, spec.env) = (true, vec!["OWN=1".to_owned()]);
     let run = sandbox.keeper.exec("c", spec).await.expect("executed");
     let mut stdin = std::fs::File::from(run.streams.stdin.expect("asked for"));
     stdin.write_all(b"typed\n").expect("written");
     drop(stdin);
-    assert_eq!(read_all(run.streams.stdout).await, "typed\ncontainer 1 /tmp\n");
-    assert_eq!(read_all(run.streams.stderr.expect("no terminal")).await, "err\n");
+    assert_eq!(
+        read_all(run.streams.stdout).await,
+        "typed\ncontainer 1 /tmp\n"
+    );
+    assert_eq!(
+        read_all(run.streams.stderr.expect("no terminal")).await,
+        "err\n"
+    );
     assert_eq!(run.exit.await, Ok(9));
 
-    let run = sandbox.keeper.exec("c", exec(&["sleep", "600"])).await.expect("executed");
-    sandbox.keeper.signal_exec(run.number, 9).await.expect("sent");
+    let run = sandbox
+        .keeper
+        .exec("c", exec(&["sleep", "600"]))
+        .await
+        .expect("executed");
+    sandbox
+        .keeper
+        .signal_exec(run.number, 9)
+        .await
+        .expect("sent");
     assert_eq!(run.exit.await, Ok(137));
 
     // At once, and none mistaken for another.
@@ -176,7 +201,10 @@ pub async fn exec_streams_and_exit_codes() {
         let keeper = sandbox.keeper.clone();
         async move {
             let script = format!("exit {number}");
-            let run = keeper.exec("c", exec(&["sh", "-c", &script])).await.expect("executed");
+            let run = keeper
+                .exec("c", exec(&["sh", "-c", &script]))
+                .await
+                .expect("executed");
             run.exit.await.expect("told")
         }
     }))
@@ -184,17 +212,23 @@ pub async fn exec_streams_and_exit_codes() {
     assert_eq!(many, (0..20).collect::<Vec<_>>());
 
     // It lives in the container's cgroup, and ends with the container.
-    let run = sandbox.keeper.exec("c", exec(&["sleep", "600"])).await.expect("executed");
+    let run = sandbox
+        .keeper
+        .exec("c", exec(&["sleep", "600"]))
+        .await
+        .expect("executed");
     sandbox.keeper.signal("c", 9).await.expect("sent");
     assert_eq!(run.exit.await, Ok(137));
     sandbox.end().await;
     house.is_empty();
 }
 
-pub async fn exec_in_a_terminal() {
+pub(crate) async fn exec_in_a_terminal() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
-    sandbox.start(house.container(&sandbox, "c", &["sleep", "600"])).await;
+    sandbox
+        .start(house.container(&sandbox, "c", &["sleep", "600"]))
+        .await;
     let mut spec = exec(&["sh", "-c", "tty; read x; echo got $x; stty size"]);
     (spec.tty, spec.stdin) = (true, true);
     let run = sandbox.keeper.exec("c", spec).await.expect("executed");
@@ -218,13 +252,23 @@ pub async fn exec_in_a_terminal() {
     house.is_empty();
 }
 
-pub async fn exec_that_cannot_be_executed() {
+pub(crate) async fn exec_that_cannot_be_executed() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
-    sandbox.start(house.container(&sandbox, "c", &["sleep", "600"])).await;
+    sandbox
+        .start(house.container(&sandbox, "c", &["sleep", "600"]))
+        .await;
     for (argv, directory, expected) in [
-        ("foo", None, "exec: \"foo\": executable file not found in $PATH"),
-        ("/data/plain", None, "exec: \"/data/plain\": permission denied"),
+        (
+            "foo",
+            None,
+            "exec: \"foo\": executable file not found in $PATH",
+        ),
+        (
+            "/data/plain",
+            None,
+            "exec: \"/data/plain\": permission denied",
+        ),
         (
             "pwd",
             Some("/nowhere"),
@@ -235,19 +279,32 @@ pub async fn exec_that_cannot_be_executed() {
         spec.working_dir = directory.map(str::to_owned);
         match sandbox.keeper.exec("c", spec).await {
             Err(KeeperError::Refused(refusal)) => {
-                assert_eq!((refusal.kind, refusal.message.as_str()), (RefusalKind::Command, expected));
+                assert_eq!(
+                    (refusal.kind, refusal.message.as_str()),
+                    (RefusalKind::Command, expected)
+                );
             }
             other => panic!("{other:?}"),
         }
     }
-    let run = sandbox.keeper.exec("c", exec(&["/data/junk"])).await.expect("executed");
+    let run = sandbox
+        .keeper
+        .exec("c", exec(&["/data/junk"]))
+        .await
+        .expect("executed");
     let error = read_all(run.streams.stderr.expect("no terminal")).await;
     assert_eq!(error, "exec /data/junk: exec format error\n");
     assert_eq!(run.exit.await, Ok(1));
 
     sandbox.keeper.signal("c", 9).await.expect("sent");
     let state = sandbox.exit("c").await;
-    assert!(matches!(state, ContainerState::Exited { signal: Some(9), .. }));
+    assert!(matches!(
+        state,
+        ContainerState::Exited {
+            signal: Some(9),
+            ..
+        }
+    ));
     match sandbox.keeper.exec("c", exec(&["true"])).await {
         Err(KeeperError::Refused(refusal)) => assert_eq!(refusal.kind, RefusalKind::WrongState),
         other => panic!("{other:?}"),
