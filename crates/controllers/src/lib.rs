@@ -130,7 +130,9 @@ pub async fn run(informers: Informers, config: Config, drain: Drain) {
         ("clusterrole-aggregation-controller", |context| {
             Box::pin(aggregation::run(context))
         }),
-        ("event-expirer", |context| Box::pin(events::run(context))),
+        ("generic-garbage-collector", |context| {
+            Box::pin(events::run(context))
+        }),
     ];
     let mut running = tokio::task::JoinSet::new();
     for (name, start) in controllers {

@@ -1,0 +1,135 @@
+//! What goes with its owner, and what stays.
+
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{Api, DeleteParams, PropagationPolicy};
+use serde_json::{Value, json};
+
+use crate::{House, deployment, runs};
+
+async fn delete(house: &House, policy: PropagationPolicy) {
+    let deployments: Api<Deployment> = house.api();
+    let params = DeleteParams {
+        propagation_policy: Some(policy),
+        ..DeleteParams::default()
+    };
+    deployments
+        .delete("web", &params)
+        .await
+        .expect("is deleted");
+}
+
+async fn running() -> House {
+    let house = House::new().await;
+    house
+        .create::<Deployment>(deployment("web", 2, Value::Null))
+        .await;
+    house
+        .wait_all::<Pod>("two run", |pods| {
+            pods.iter().filter(|pod| runs(pod)).count() == 2
+        })
+        .await;
+    house
+}
+
+#[tokio::test]
+async fn in_the_background_the_dependents_follow_their_owner() {
+    let house = running().await;
+    delete(&house, PropagationPolicy::Background).await;
+    house.wait_gone::<Deployment>("web").await;
+    house
+        .wait_all::<ReplicaSet>("no set is left", |sets| sets.is_empty())
+        .await;
+    house
+        .wait_all::<Pod>("no pod is left", |pods| pods.is_empty())
+        .await;
+}
+
+#[tokio::test]
+async fn in_the_foreground_the_owner_is_the_last_to_go() {
+    let house = running().await;
+    delete(&house, PropagationPolicy::Foreground).await;
+    house.wait_gone::<Deployment>("web").await;
+    let sets: Api<ReplicaSet> = house.api();
+    let pods: Api<Pod> = house.api();
+    let params = kube::api::ListParams::default();
+    assert!(
+        sets.list(&params)
+            .await
+            .expect("is listed")
+            .items
+            .is_empty()
+    );
+    assert!(
+        pods.list(&params)
+            .await
+            .expect("is listed")
+            .items
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn orphans_stay_and_forget_their_owner() {
+    let house = running().await;
+    delete(&house, PropagationPolicy::Orphan).await;
+    house.wait_gone::<Deployment>("web").await;
+    let sets = house
+        .wait_all::<ReplicaSet>("the set is free", |sets| {
+            sets.iter().all(|set| {
+                set.metadata
+                    .owner_references
+                    .as_ref()
+                    .is_none_or(Vec::is_empty)
+            })
+        })
+        .await;
+    assert_eq!(sets.len(), 1);
+    let pods = house
+        .wait_all::<Pod>("both run", |pods| {
+            pods.iter().filter(|pod| runs(pod)).count() == 2
+        })
+        .await;
+    assert!(
+        pods.iter()
+            .all(|pod| pod.metadata.owner_references.is_some())
+    );
+}
+
+#[tokio::test]
+async fn what_is_born_to_an_owner_that_is_gone_goes_at_once_and_others_stay() {
+    let house = House::new().await;
+    let owner = house
+        .create::<ConfigMap>(json!({"metadata": {"name": "owner"}}))
+        .await;
+    let reference = |name: &str, uid: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid});
+    let uid = owner.metadata.uid.clone().unwrap_or_default();
+    let map =
+        |name: &str, owners: Value| json!({"metadata": {"name": name, "ownerReferences": owners}});
+    let stranger = reference("owner", "00000000-0000-0000-0000-000000000000");
+    house
+        .create::<ConfigMap>(map("kept", json!([reference("owner", &uid)])))
+        .await;
+    house
+        .create::<ConfigMap>(map("half", json!([reference("owner", &uid), stranger])))
+        .await;
+    house
+        .create::<ConfigMap>(map("lost", json!([stranger])))
+        .await;
+    house.wait_gone::<ConfigMap>("lost").await;
+    house
+        .wait::<ConfigMap>("half", "has one owner left", |map| {
+            map.metadata
+                .owner_references
+                .as_ref()
+                .is_some_and(|all| all.len() == 1 && all[0].uid == uid)
+        })
+        .await;
+    let maps: Api<ConfigMap> = house.api();
+    maps.get("kept").await.expect("is there");
+    maps.delete("owner", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    house.wait_gone::<ConfigMap>("kept").await;
+    house.wait_gone::<ConfigMap>("half").await;
+}

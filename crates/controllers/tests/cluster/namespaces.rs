@@ -1,0 +1,122 @@
+//! What a namespace has from the beginning, and how it ends.
+
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
+use kube::api::{Api, DeleteParams, PostParams};
+use serde_json::json;
+
+use crate::{House, PATIENCE};
+
+async fn make(house: &House, name: &str) -> Api<Namespace> {
+    let namespaces: Api<Namespace> = Api::all(house.client.clone());
+    let namespace =
+        serde_json::from_value(json!({"metadata": {"name": name}})).expect("is a namespace");
+    namespaces
+        .create(&PostParams::default(), &namespace)
+        .await
+        .expect("is created");
+    let accounts = house.informers.of::<ServiceAccount>();
+    accounts
+        .until(|accounts| accounts.get(Some(name), "default"))
+        .await;
+    let maps = house.informers.of::<ConfigMap>();
+    let map = maps
+        .until(|maps| maps.get(Some(name), "kube-root-ca.crt"))
+        .await;
+    assert_eq!(json!(map.data), json!({"ca.crt": "certificate"}));
+    assert!(map.metadata.annotations.as_ref().is_some_and(|all| all["kubernetes.io/description"].starts_with("Contains a CA bundle")));
+    namespaces
+}
+
+#[tokio::test]
+async fn a_namespace_has_an_account_and_certificates_and_takes_all_along() {
+    let house = House::new().await;
+    let namespaces = make(&house, "other").await;
+    let pods: Api<Pod> = Api::namespaced(house.client.clone(), "other");
+    let secrets: Api<Secret> = Api::namespaced(house.client.clone(), "other");
+    let pod =
+        json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "c", "image": "a"}]}});
+    pods.create(
+        &PostParams::default(),
+        &serde_json::from_value(pod).expect("is a pod"),
+    )
+    .await
+    .expect("is created");
+    let secret = json!({"metadata": {"name": "s"}, "stringData": {"a": "b"}});
+    secrets
+        .create(
+            &PostParams::default(),
+            &serde_json::from_value(secret).expect("is a secret"),
+        )
+        .await
+        .expect("is created");
+    namespaces
+        .delete("other", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    house.wait_gone::<Namespace>("other").await;
+    assert!(house.informers.of::<Pod>().list_in("other").is_empty());
+    assert!(secrets.get_opt("s").await.expect("is asked").is_none());
+    assert!(
+        house
+            .informers
+            .of::<ServiceAccount>()
+            .list_in("other")
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn what_was_deleted_by_mistake_is_made_again() {
+    let house = House::new().await;
+    make(&house, "other").await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(house.client.clone(), "other");
+    let old = accounts.get("default").await.expect("is there");
+    accounts
+        .delete("default", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    let informer = house.informers.of::<ServiceAccount>();
+    let again = informer.until(|accounts| {
+        accounts
+            .get(Some("other"), "default")
+            .filter(|account| account.metadata.uid != old.metadata.uid)
+    });
+    tokio::time::timeout(PATIENCE, again)
+        .await
+        .expect("is made again");
+}
+
+#[tokio::test]
+async fn a_namespace_says_what_keeps_it() {
+    let house = House::new().await;
+    let namespaces = make(&house, "other").await;
+    let maps: Api<ConfigMap> = Api::namespaced(house.client.clone(), "other");
+    let map = json!({"metadata": {"name": "held", "finalizers": ["example.com/wait"]}});
+    maps.create(
+        &PostParams::default(),
+        &serde_json::from_value(map).expect("is a map"),
+    )
+    .await
+    .expect("is created");
+    namespaces
+        .delete("other", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    house
+        .wait::<Namespace>("other", "says why it stays", |namespace| {
+            let conditions = namespace.status.as_ref().and_then(|status| status.conditions.as_ref());
+            conditions.into_iter().flatten().any(|condition| {
+                condition.message.as_deref() == Some("Some content in the namespace has finalizers remaining: example.com/wait in 1 resource instances")
+            })
+        })
+        .await;
+    let patch = json!({"metadata": {"finalizers": null}});
+    maps.patch(
+        "held",
+        &kube::api::PatchParams::default(),
+        &kube::api::Patch::Merge(&patch),
+    )
+    .await
+    .expect("is patched");
+    house.wait_gone::<Namespace>("other").await;
+}
