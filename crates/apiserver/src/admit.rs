@@ -4,6 +4,7 @@
 //! refuse see the final object.
 
 mod default_tolerations;
+mod escalation;
 mod namespace_lifecycle;
 mod node_restriction;
 mod priority;
@@ -52,5 +53,6 @@ pub(crate) fn mutate(admission: &mut Admission<'_>) -> Result<(), Failure> {
 /// Lets every plugin refuse the final object.
 pub(crate) fn validate(admission: &mut Admission<'_>) -> Result<(), Failure> {
     namespace_lifecycle::protect(admission)?;
-    node_restriction::check(admission)
+    node_restriction::check(admission)?;
+    escalation::check(admission)
 }

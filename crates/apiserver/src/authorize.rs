@@ -1,5 +1,8 @@
 //! Who may do what: the question, and who answers it.
 
+mod node;
+pub(crate) mod roles;
+
 use std::sync::Arc;
 
 use serde_json::Value;

@@ -17,40 +17,53 @@ const NAMESPACES: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "
 
 /// Writes the objects that are missing. Those that are there are left as they are.
 pub(crate) async fn write(core: &Arc<Core>) -> Result<(), StartError> {
-    for name in NAMESPACES {
-        ensure(
-            core,
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
-        )
-        .await?;
-    }
-    for (name, value, description) in [
-        (
+    let namespaces = NAMESPACES
+        .iter()
+        .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
+    ensure_all(core, namespaces).await?;
+    ensure_all(
+        core,
+        access::bootstrap().into_iter().chain(priority_classes()),
+    )
+    .await?;
+    core.set_started();
+    Ok(())
+}
+
+/// Side by side, so that the store commits them together.
+async fn ensure_all(
+    core: &Arc<Core>,
+    objects: impl Iterator<Item = Value>,
+) -> Result<(), StartError> {
+    futures::future::try_join_all(objects.map(|object| ensure(core, object)))
+        .await
+        .map(drop)
+}
+
+fn priority_classes() -> impl Iterator<Item = Value> {
+    let class = |name: &str, value: i64, description: &str| {
+        json!({
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": name},
+            "value": value,
+            "description": description,
+            "preemptionPolicy": "PreemptLowerPriority",
+        })
+    };
+    [
+        class(
             "system-cluster-critical",
-            2_000_000_000_i64,
+            2_000_000_000,
             "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
         ),
-        (
+        class(
             "system-node-critical",
             2_000_001_000,
             "Used for system critical pods that must not be moved from their current node.",
         ),
-    ] {
-        ensure(
-            core,
-            json!({
-                "apiVersion": "scheduling.k8s.io/v1",
-                "kind": "PriorityClass",
-                "metadata": {"name": name},
-                "value": value,
-                "description": description,
-                "preemptionPolicy": "PreemptLowerPriority",
-            }),
-        )
-        .await?;
-    }
-    core.set_started();
-    Ok(())
+    ]
+    .into_iter()
 }
 
 /// Writes the Service `kubernetes` with endpoints at `addresses`:`port`. The endpoints follow the

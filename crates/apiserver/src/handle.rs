@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use store::{Key, Store};
 
+use crate::authorize::roles::{self, Roles};
 use crate::authorize::{Authorizer, require};
 use crate::caller::{self, Caller, Certified};
 use crate::encode::Head;
@@ -25,8 +26,7 @@ use crate::status::{Failure, ResourceName};
 use crate::token::Tokens;
 use crate::verbs::list::Pages;
 use crate::{
-    Body, Config, StartError, authorize, discovery, health, openapi, review, subresources, verbs,
-    views,
+    Body, Config, StartError, discovery, health, openapi, review, subresources, verbs, views,
 };
 
 /// Bytes of a request body; upstream's limit.
@@ -38,6 +38,8 @@ const WARNINGS: usize = 32;
 pub(crate) struct Core {
     pub(crate) config: Config,
     pub(crate) authorizer: Arc<dyn Authorizer>,
+    /// The built-in authorizer, if it is the one that decides.
+    pub(crate) roles: Option<Arc<Roles>>,
     pub(crate) tokens: Tokens,
     pub(crate) pages: Pages,
     pub(crate) openapi: openapi::Documents,
@@ -128,10 +130,13 @@ impl Resource {
 impl Core {
     pub(crate) fn new(config: Config) -> Result<Core, StartError> {
         let tokens = Tokens::new(&config.token_key, &config.issuer)?;
-        let authorizer = config
-            .authorizer
-            .clone()
-            .unwrap_or_else(|| Arc::new(authorize::MastersOnly));
+        let (authorizer, roles): (Arc<dyn Authorizer>, _) = match &config.authorizer {
+            Some(authorizer) => (authorizer.clone(), None),
+            None => {
+                let roles = Arc::new(Roles::new(config.store.clone()));
+                (roles.clone(), Some(roles))
+            }
+        };
         let all: Vec<Arc<Resource>> = kinds::builtin()
             .all()
             .map(|kind| Arc::new(Resource::of(kind)))
@@ -157,6 +162,7 @@ impl Core {
         Ok(Core {
             config,
             authorizer,
+            roles,
             tokens,
             pages: Pages::default(),
             openapi: openapi::Documents::default(),
@@ -209,13 +215,14 @@ impl Core {
             .unwrap_or_else(|| panic!("the built-in kinds have {plural} in {group:?}/{version}"))
     }
 
-    /// All resources, in no order.
-    pub(crate) fn all_resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.resources.values()
-    }
-
     /// Takes notice of a write to this resource.
-    pub(crate) fn noticed(&self, _resource: &Resource) {}
+    pub(crate) fn noticed(&self, resource: &Resource) {
+        if let Some(roles) = &self.roles
+            && resource.kind.group() == roles::GROUP
+        {
+            roles.changed();
+        }
+    }
 
     /// The newest state of an object, parsed.
     pub(crate) fn read(&self, resource: &Resource, namespace: &str, name: &str) -> Option<Value> {

@@ -1,0 +1,160 @@
+//! Nobody hands out rights that they do not have (RBAC, "privilege escalation prevention").
+
+use std::fmt::Write as _;
+
+use access::Rule;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::Admission;
+use crate::authorize::roles::{GROUP, user};
+use crate::authorize::{Attributes, Decision};
+use crate::encode::metadata_str;
+use crate::route::RequestInfo;
+use crate::status::{Failure, ResourceName};
+
+/// Refuses roles and bindings that give more than the caller has, unless the caller may `escalate`
+/// roles or `bind` this one.
+pub(super) fn check(admission: &Admission<'_>) -> Result<(), Failure> {
+    if admission.call.resource.kind.group() != GROUP
+        || admission.operation == super::Operation::Delete
+    {
+        return Ok(());
+    }
+    // Another authorizer has other rules.
+    let Some(roles) = &admission.call.core.roles else {
+        return Ok(());
+    };
+    let policy = roles.policy();
+    let kind = admission.call.resource.kind.kind();
+    let namespace = metadata_str(admission.object, "namespace");
+    let rules: Vec<Rule> = match kind {
+        "Role" | "ClusterRole" => {
+            if unchanged(admission, "rules")
+                || may(
+                    admission,
+                    "escalate",
+                    admission.call.resource.kind.plural(),
+                    metadata_str(admission.object, "name"),
+                )
+            {
+                return Ok(());
+            }
+            rules_in(&admission.object["rules"])
+        }
+        "RoleBinding" | "ClusterRoleBinding" => {
+            let role = &admission.object["roleRef"];
+            let (role_kind, name) = (
+                role["kind"].as_str().unwrap_or_default(),
+                role["name"].as_str().unwrap_or_default(),
+            );
+            let plural = if role_kind == "ClusterRole" {
+                "clusterroles"
+            } else {
+                "roles"
+            };
+            if (unchanged(admission, "roleRef") && unchanged(admission, "subjects"))
+                || may(admission, "bind", plural, name)
+            {
+                return Ok(());
+            }
+            match policy.rules_of_role(role_kind, name, namespace) {
+                Some(rules) => rules.to_vec(),
+                None => return Err(role_not_found(plural, name)),
+            }
+        }
+        _ => return Ok(()),
+    };
+    let missing = policy.escalation(&user(&admission.call.caller), namespace, &rules);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let caller = &admission.call.caller;
+    let groups: Vec<String> = caller
+        .groups
+        .iter()
+        .map(|group| kinds::quote(group))
+        .collect();
+    let mut text = format!(
+        "user {} (groups=[{}]) is attempting to grant RBAC permissions not currently held:",
+        kinds::quote(&caller.name),
+        groups.join(" ")
+    );
+    for rule in &missing {
+        // Writing into a string cannot fail.
+        let _ = write!(text, "\n{}", shown(rule));
+    }
+    let name = metadata_str(admission.object, "name");
+    Err(Failure::forbidden(
+        admission.call.resource.name(),
+        name,
+        text,
+    ))
+}
+
+fn unchanged(admission: &Admission<'_>, field: &str) -> bool {
+    admission
+        .old
+        .is_some_and(|old| old[field] == admission.object[field])
+}
+
+/// Whether the caller has a verb on a role outright.
+fn may(admission: &Admission<'_>, verb: &'static str, plural: &str, name: &str) -> bool {
+    let request = RequestInfo {
+        is_resource: true,
+        verb,
+        group: GROUP.into(),
+        version: "v1".into(),
+        namespace: metadata_str(admission.object, "namespace").into(),
+        resource: plural.into(),
+        name: name.into(),
+        ..RequestInfo::default()
+    };
+    let caller = &admission.call.caller;
+    let attributes = Attributes {
+        caller,
+        request: &request,
+    };
+    matches!(
+        admission.call.core.authorizer.authorize(&attributes),
+        Decision::Allow(_)
+    )
+}
+
+fn rules_in(list: &Value) -> Vec<Rule> {
+    list.as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|rule| Rule::deserialize(rule).ok())
+        .collect()
+}
+
+fn role_not_found(plural: &str, name: &str) -> Failure {
+    Failure::not_found(
+        ResourceName {
+            group: GROUP,
+            plural,
+        },
+        name,
+    )
+}
+
+/// As upstream prints a rule: `{APIGroups:[""], Resources:["pods"], Verbs:["get"]}`.
+fn shown(rule: &Rule) -> String {
+    let lists = [
+        ("APIGroups", &rule.api_groups),
+        ("Resources", &rule.resources),
+        ("ResourceNames", &rule.resource_names),
+        ("NonResourceURLs", &rule.non_resource_urls),
+        ("Verbs", &rule.verbs),
+    ];
+    let parts: Vec<String> = lists
+        .into_iter()
+        .filter(|(_, values)| !values.is_empty())
+        .map(|(name, values)| {
+            let values: Vec<String> = values.iter().map(|value| kinds::quote(value)).collect();
+            format!("{name}:[{}]", values.join(" "))
+        })
+        .collect();
+    format!("{{{}}}", parts.join(", "))
+}

@@ -1,0 +1,166 @@
+//! The built-in authorizer: nodes by what runs on them, everybody else by roles and bindings.
+//!
+//! The roles are read from the store into an [`access::Policy`] when they are first asked for, and
+//! again after one of them was written. All writes go through this server, so it knows when.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use access::{Policy, Rule, Subject, User};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use store::Store;
+
+use super::node;
+use super::{Attributes, Authorizer, Decision, RuleList};
+use crate::caller::Caller;
+use crate::meta::Meta;
+
+/// The group whose objects make the policy.
+pub(crate) const GROUP: &str = "rbac.authorization.k8s.io";
+
+const SPACES: &[&str] = &[
+    "clusterroles.rbac.authorization.k8s.io",
+    "clusterrolebindings.rbac.authorization.k8s.io",
+    "roles.rbac.authorization.k8s.io",
+    "rolebindings.rbac.authorization.k8s.io",
+];
+
+/// The role that says what the agent of any node may do.
+const NODE_ROLE: &str = "system:node";
+
+/// Roles and bindings, as they are in the store.
+pub(crate) struct Roles {
+    store: Store<Meta>,
+    /// Counts the writes to the objects that make the policy.
+    written: AtomicU64,
+    /// The policy, and how many writes it has seen.
+    made: Mutex<Option<(u64, Arc<Policy>)>>,
+}
+
+impl Roles {
+    pub(crate) fn new(store: Store<Meta>) -> Roles {
+        Roles {
+            store,
+            written: AtomicU64::new(0),
+            made: Mutex::default(),
+        }
+    }
+
+    /// A role or binding was written: the policy is out of date.
+    pub(crate) fn changed(&self) {
+        self.written.fetch_add(1, Ordering::Release);
+    }
+
+    /// The policy as of now.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        let mut made = self.made.lock();
+        // Read before the objects are: a write in between makes this policy out of date at once.
+        let written = self.written.load(Ordering::Acquire);
+        if let Some((seen, policy)) = &*made
+            && *seen == written
+        {
+            return policy.clone();
+        }
+        let snapshot = self.store.snapshot();
+        let mut policy = Policy::default();
+        for space in SPACES {
+            for entry in snapshot.range(space, "", None, usize::MAX) {
+                if let Ok(object) = serde_json::from_slice::<Value>(&entry.bytes) {
+                    policy.add(&object);
+                }
+            }
+        }
+        let policy = Arc::new(policy);
+        *made = Some((written, policy.clone()));
+        policy
+    }
+}
+
+/// An identity as the policy knows it.
+pub(crate) fn user(caller: &Caller) -> User<'_> {
+    User {
+        name: &caller.name,
+        groups: &caller.groups,
+    }
+}
+
+fn question<'a>(attributes: &Attributes<'a>) -> access::Attributes<'a> {
+    let request = attributes.request;
+    access::Attributes {
+        user: user(attributes.caller),
+        verb: request.verb,
+        subject: if request.is_resource {
+            Subject::Resource {
+                group: &request.group,
+                resource: &request.resource,
+                subresource: &request.subresource,
+                namespace: &request.namespace,
+                name: &request.name,
+            }
+        } else {
+            Subject::Path(&request.path)
+        },
+    }
+}
+
+impl Authorizer for Roles {
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        let policy = self.policy();
+        let question = question(attributes);
+        let mut reason = String::new();
+        if let Some(node_name) = attributes.caller.node_name() {
+            let rules = policy
+                .rules_of_role("ClusterRole", NODE_ROLE, "")
+                .unwrap_or_default();
+            if rules.iter().any(|rule| rule.allows(&question)) {
+                match node::related(&self.store, node_name, attributes.request) {
+                    Ok(()) => return Decision::Allow(String::new()),
+                    Err(why) => reason = why,
+                }
+            }
+        }
+        match policy.decide(&question) {
+            access::Decision::Allowed(reason) => Decision::Allow(reason),
+            access::Decision::NoOpinion => Decision::Deny(reason),
+        }
+    }
+
+    fn rules(&self, caller: &Caller, namespace: &str) -> RuleList {
+        let policy = self.policy();
+        let mut list = RuleList::default();
+        let every = Rule {
+            verbs: vec!["*".into()],
+            api_groups: vec!["*".into()],
+            resources: vec!["*".into()],
+            ..Rule::default()
+        };
+        let every_path = Rule {
+            verbs: vec!["*".into()],
+            non_resource_urls: vec!["*".into()],
+            ..Rule::default()
+        };
+        let mut rules = policy.rules_of(&user(caller), namespace);
+        if caller.in_group(crate::caller::MASTERS) {
+            rules.extend([&every, &every_path]);
+        }
+        for rule in rules {
+            if !rule.resources.is_empty() {
+                let mut shown = json!({
+                    "verbs": rule.verbs,
+                    "apiGroups": rule.api_groups,
+                    "resources": rule.resources,
+                });
+                if !rule.resource_names.is_empty() {
+                    shown["resourceNames"] = json!(rule.resource_names);
+                }
+                list.resource_rules.push(shown);
+            }
+            if !rule.non_resource_urls.is_empty() {
+                list.non_resource_rules
+                    .push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
+            }
+        }
+        list
+    }
+}
