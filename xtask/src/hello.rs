@@ -19,7 +19,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let archive = images.join(format!("hellok8s-{version}.tar"));
         show(&[wharf, "image", "load", &archive.to_string_lossy()])?;
     }
-    show(&["kubectl", "apply", "-f", &format!("{MANIFESTS}/deployment.yaml"), "-f", &format!("{MANIFESTS}/service.yaml")])?;
+    show(&["kubectl", "apply", "-f", &format!("{MANIFESTS}/deployment.yaml"), "-f", &format!("{MANIFESTS}/service-nodeport.yaml")])?;
     show(&["kubectl", "rollout", "status", "deployment/hellok8s-deployment", "--timeout=60s"])?;
     show(&["kubectl", "get", "pods,services", "-o", "wide"])?;
     show(&["curl", "-s", "--retry", "3", "--retry-connrefused", "http://127.0.0.1:30000"])?;

@@ -1,6 +1,6 @@
 //! Being the server: every part made, in the order in which they need each other, until told to end.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -20,6 +20,9 @@ use crate::parts::Ground;
 use crate::progress::Teller;
 use crate::server::{Server, Workers};
 use crate::{KUBERNETES, control, dns_probe, kubeconfig};
+
+/// Below which all names of the cluster are.
+const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// Starts everything, tells when it is ready, and returns when it was told to end and has.
 /// The lock is held until then.
@@ -151,8 +154,39 @@ impl Parts<'_> {
         let client_for = Arc::new(move |name: &'static str| api.client(Caller::controller(name)));
         let config = controllers::Config::new(client_for, self.root_certificates.clone());
         self.tasks.spawn(controllers::run(self.informers.clone(), config, self.drain.clone()));
-        let informers = self.informers_as(Caller::scheduler());
-        self.tasks.spawn(scheduler::run(informers, self.drain.clone()));
+        let (informers, client) = (self.informers.clone(), self.api.client(Caller::scheduler()));
+        let (instance, drain) = (self.config.node_name.clone(), self.drain.clone());
+        self.tasks.spawn(async move { scheduler::run(informers, client, &instance, drain).await });
+    }
+
+    /// The name server, its Service, the API's Service, and the loop that programs them.
+    async fn start_gateway(&self) -> anyhow::Result<()> {
+        let block = self.ready.block("network");
+        let inside = self.addresses.node_in_pod_range;
+        let zone = dns::Zone::new(CLUSTER_DOMAIN)?;
+        let listens_at = SocketAddrV4::new(inside, 53);
+        let upstream = dns::Upstream::new("/etc/resolv.conf", [inside.into(), self.addresses.dns_service.into()]);
+        let server = dns::Server::bind(&[listens_at.into()], zone.clone(), upstream)
+            .await
+            .context("start the name server")?;
+        let api = self.api.clone();
+        let client = api.client(Caller::system_masters());
+        let (in_service, in_slices) = tokio::join!(
+            gateway::publish_dns_service(&client, self.addresses.dns_service, listens_at),
+            api.bootstrap_service(&[inside], self.api_port),
+        );
+        in_service?;
+        in_slices?;
+        let config = gateway::Config {
+            node_name: self.config.node_name.clone(),
+            dns_address: self.addresses.dns_service,
+        };
+        let (informers, network, drain) = (self.informers.clone(), self.ground.network.clone(), self.drain.clone());
+        self.tasks.spawn(async move {
+            gateway::run(informers, network, zone, config, block, drain).await;
+            server.close().await;
+        });
+        Ok(())
     }
 
     async fn start_node(&self, node: &LocalNode) -> anyhow::Result<()> {
