@@ -9,6 +9,8 @@
 //! Which names exist, and what Kubernetes calls them, is left to the callers. So is where to listen.
 
 mod server;
+#[cfg(test)]
+mod tests;
 mod upstream;
 mod zone;
 

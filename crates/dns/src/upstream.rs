@@ -5,7 +5,7 @@
 //! clients are told at once that they cannot be helped, instead of each waiting for the same silence.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,6 +26,7 @@ const TIMEOUT_TRY: Duration = Duration::from_millis(1500);
 /// All resolvers, all tries: below the 5 seconds after which clients ask again.
 const TIMEOUT: Duration = Duration::from_secs(4);
 const TRIES: usize = 2;
+const PORT: u16 = 53;
 /// Questions on their way to resolvers at one time; more are refused (SERVFAIL).
 const QUESTIONS_MAX: usize = 512;
 /// Answers kept, and for how long at most.
@@ -43,6 +44,8 @@ pub struct Upstream(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     ourselves: Vec<IpAddr>,
+    /// Where resolvers listen: 53, except in tests.
+    port: u16,
     state: Mutex<State>,
     questions: Semaphore,
 }
@@ -79,9 +82,14 @@ impl Upstream {
         resolv_conf: impl Into<PathBuf>,
         ourselves: impl IntoIterator<Item = IpAddr>,
     ) -> Self {
+        Upstream::at_port(resolv_conf.into(), ourselves.into_iter().collect(), PORT)
+    }
+
+    pub(crate) fn at_port(path: PathBuf, ourselves: Vec<IpAddr>, port: u16) -> Self {
         Upstream(Arc::new(Inner {
-            path: resolv_conf.into(),
-            ourselves: ourselves.into_iter().collect(),
+            path,
+            ourselves,
+            port,
             state: Mutex::default(),
             questions: Semaphore::new(QUESTIONS_MAX),
         }))
@@ -143,7 +151,7 @@ impl Upstream {
                     modified,
                     ..State::default()
                 };
-                state.resolver = read(&self.0.path, &self.0.ourselves).map(Arc::new);
+                state.resolver = read(&self.0).map(Arc::new);
             }
         }
         if state.resting_until.is_some_and(|until| now < until) {
@@ -169,26 +177,30 @@ fn from_error(error: NetError) -> Result<Said, String> {
 }
 
 /// The resolvers that the file names; `None` if there are none to ask.
-fn read(path: &Path, ourselves: &[IpAddr]) -> Option<TokioResolver> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "no resolvers: names outside the cluster cannot be resolved");
-            return None;
+fn read(inner: &Inner) -> Option<TokioResolver> {
+    match build(inner) {
+        Ok(resolver) => Some(resolver),
+        Err(reason) => {
+            let path = inner.path.display();
+            tracing::warn!(%path, reason, "names outside the cluster cannot be resolved");
+            None
         }
-    };
-    let (config, _) = match parse_resolv_conf(text) {
-        Ok(parsed) => parsed,
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "no resolvers: names outside the cluster cannot be resolved");
-            return None;
-        }
-    };
+    }
+}
+
+fn build(inner: &Inner) -> Result<TokioResolver, String> {
+    let text = std::fs::read(&inner.path).map_err(|error| error.to_string())?;
+    let (config, _) = parse_resolv_conf(text).map_err(|error| error.to_string())?;
     let (_, _, mut servers) = config.into_parts();
-    servers.retain(|server| !ourselves.contains(&server.ip));
+    servers.retain(|server| !inner.ourselves.contains(&server.ip));
     if servers.is_empty() {
-        tracing::warn!(path = %path.display(), "the only resolver is this one: names outside the cluster cannot be resolved");
-        return None;
+        return Err("the only resolver in it is this one".to_owned());
+    }
+    for connection in servers
+        .iter_mut()
+        .flat_map(|server| &mut server.connections)
+    {
+        connection.port = inner.port;
     }
     // Names come whole: what to append to them was the client's business.
     let config = ResolverConfig::from_name_servers(servers);
@@ -201,11 +213,5 @@ fn read(path: &Path, ourselves: &[IpAddr]) -> Option<TokioResolver> {
     options.positive_max_ttl = Some(CACHE_TTL_MAX);
     options.negative_max_ttl = Some(CACHE_TTL_MAX);
     options.use_hosts_file = ResolveHosts::Never;
-    match builder.build() {
-        Ok(resolver) => Some(resolver),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot use the resolvers");
-            None
-        }
-    }
+    builder.build().map_err(|error| error.to_string())
 }
