@@ -158,7 +158,7 @@ pub(crate) fn unpack(
         }
         read += size;
         let kind = entry.header().entry_type();
-        if kind.is_file() || kind.is_contiguous() {
+        if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
             if size >= SPACE_CHECKED_FROM {
                 check_space(&space, size, &printed)?;
             }
@@ -233,6 +233,10 @@ fn put_whiteout(tree: &mut Tree, path: &[u8]) -> Result<bool, Fault> {
         Some(slash) => trimmed.split_at(slash + 1),
         None => trimmed.split_at(0),
     };
+    let mut above = directory.split(|&byte| byte == b'/');
+    if above.any(|part| part.starts_with(WHITEOUT_META)) {
+        return Ok(true);
+    }
     let Some(hidden) = name.strip_prefix(WHITEOUT) else {
         return Ok(false);
     };
@@ -331,7 +335,7 @@ fn pax_time(text: &[u8]) -> Option<(i64, i64)> {
                 .is_ascii_digit()
                 .then(|| sum * 10 + i64::from(digit - b'0'))
         })?;
-    Some((bounded_time(seconds.parse().ok()), nanoseconds))
+    Some((bounded_time(Some(seconds.parse().ok()?)), nanoseconds))
 }
 
 fn check_space(

@@ -131,7 +131,7 @@ async fn what_is_loaded_is_listed_and_found_by_every_name() {
     assert_eq!(image.created, Some(Timestamp::UNIX_EPOCH));
     assert_eq!(image.references.len(), 2);
     assert_eq!(image.size, 3);
-    assert_eq!(images.list(), [image.clone()]);
+    assert_eq!(images.list(), std::slice::from_ref(&image));
     assert_eq!(census(&place), (1, 1, 0));
     drop(images);
     let again = open(&place);
