@@ -56,7 +56,9 @@ impl BackOffs {
             };
             return Turn::Now;
         }
-        let until = failed_at.saturating_add(delay.length).unwrap_or(Timestamp::MAX);
+        let until = failed_at
+            .saturating_add(delay.length)
+            .unwrap_or(Timestamp::MAX);
         if now < until {
             return Turn::Wait {
                 length: delay.length,

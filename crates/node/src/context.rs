@@ -23,6 +23,8 @@ pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) client: kube::Client,
+    /// The pods of this node.
+    pub(crate) pods: Informer<Pod>,
     pub(crate) services: Informer<Service>,
     pub(crate) sources: Sources,
     pub(crate) tokens: Tokens,
@@ -47,7 +49,12 @@ impl Context {
 
     /// The directory of a pod's logs.
     pub(crate) fn log_dir(&self, pod: &Pod) -> PathBuf {
-        let name = format!("{}_{}_{}", pod::namespace(pod), pod::name(pod), pod::uid(pod));
+        let name = format!(
+            "{}_{}_{}",
+            pod::namespace(pod),
+            pod::name(pod),
+            pod::uid(pod)
+        );
         self.config.log_dir.join(name)
     }
 

@@ -36,11 +36,19 @@ pub(crate) fn field(
     let spec = pod.spec.as_ref();
     let text = |value: Option<&String>| value.cloned().unwrap_or_default();
     if let Some(key) = subscript(path, "metadata.labels") {
-        return Ok(text(meta.labels.iter().flatten().find_map(|(name, value)| (name == key).then_some(value))));
+        return Ok(text(
+            meta.labels
+                .iter()
+                .flatten()
+                .find_map(|(name, value)| (name == key).then_some(value)),
+        ));
     }
     if let Some(key) = subscript(path, "metadata.annotations") {
         return Ok(text(
-            meta.annotations.iter().flatten().find_map(|(name, value)| (name == key).then_some(value)),
+            meta.annotations
+                .iter()
+                .flatten()
+                .find_map(|(name, value)| (name == key).then_some(value)),
         ));
     }
     Ok(match path {
@@ -107,7 +115,11 @@ pub(crate) fn resource(
     selector: &ResourceFieldSelector,
     allocatable: &BTreeMap<String, Quantity>,
 ) -> Result<String, FieldError> {
-    let container = match selector.container_name.as_deref().filter(|name| !name.is_empty()) {
+    let container = match selector
+        .container_name
+        .as_deref()
+        .filter(|name| !name.is_empty())
+    {
         None => own.ok_or_else(|| FieldError::NoContainer(String::new()))?,
         Some(name) => containers
             .iter()
@@ -119,7 +131,8 @@ pub(crate) fn resource(
         .resource
         .split_once('.')
         .ok_or_else(|| FieldError::NoResource(selector.resource.clone()))?;
-    let known = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    let known =
+        matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
     let list = match kind {
         "limits" if known => effective.limits,
         "requests" if known => effective.requests,
@@ -211,6 +224,11 @@ mod tests {
         check_resource("limits.memory", "1Mi", None, "24006");
         check_resource("limits.cpu", "0", Some("d"), "0");
         check_resource("limits.cpu", "0", Some("x"), "container x not found");
-        check_resource("limits.gpu", "0", None, "unsupported container resource : limits.gpu");
+        check_resource(
+            "limits.gpu",
+            "0",
+            None,
+            "unsupported container resource : limits.gpu",
+        );
     }
 }

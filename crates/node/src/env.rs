@@ -112,11 +112,7 @@ fn env_from_key(
 ) -> Option<(SourceKey, bool)> {
     let namespace = pod::namespace(around.pod).to_owned();
     let (kind, name, optional) = match (&from.config_map_ref, &from.secret_ref) {
-        (Some(config_map), _) => (
-            SourceKind::ConfigMap,
-            &config_map.name,
-            config_map.optional,
-        ),
+        (Some(config_map), _) => (SourceKind::ConfigMap, &config_map.name, config_map.optional),
         (None, Some(secret)) => (SourceKind::Secret, &secret.name, secret.optional),
         (None, None) => return None,
     };
@@ -238,9 +234,9 @@ fn service_variables(
     };
     // The API's service first: one of that name in the pod's own namespace goes before it.
     let of_api = services.iter().filter(|service| is_api(service));
-    let own = services.iter().filter(|service| {
-        links && service.metadata.namespace.as_deref() == Some(namespace)
-    });
+    let own = services
+        .iter()
+        .filter(|service| links && service.metadata.namespace.as_deref() == Some(namespace));
     for service in of_api.chain(own) {
         variables_of(service, &mut variables);
     }
@@ -261,7 +257,11 @@ fn variables_of(service: &Service, variables: &mut BTreeMap<String, String>) {
     for (index, port) in spec.ports.iter().flatten().enumerate() {
         let number = port.port;
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let url = format!("{}://{}", protocol.to_lowercase(), host_port(address, number));
+        let url = format!(
+            "{}://{}",
+            protocol.to_lowercase(),
+            host_port(address, number)
+        );
         if index == 0 {
             variables.insert(format!("{prefix}_SERVICE_PORT"), number.to_string());
             variables.insert(format!("{prefix}_PORT"), url.clone());

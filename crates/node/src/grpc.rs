@@ -18,7 +18,8 @@ const ANSWER_BYTES_MAX: usize = 4096;
 ///
 /// Why it is not healthy, in the words of upstream's events.
 pub(crate) async fn check(host: &str, action: &GRPCAction, limit: Duration) -> Result<(), String> {
-    let port = u16::try_from(action.port).map_err(|_| format!("invalid port number: {}", action.port))?;
+    let port =
+        u16::try_from(action.port).map_err(|_| format!("invalid port number: {}", action.port))?;
     let address = handler::join_host_port(host, port);
     let unreachable = || {
         let limit = handler::seconds(limit);
@@ -27,7 +28,9 @@ pub(crate) async fn check(host: &str, action: &GRPCAction, limit: Duration) -> R
         )
     };
     // Upstream keeps on connecting until its time is up; the answer is the same, only later.
-    let stream = handler::connect(host, port).await.map_err(|_| unreachable())?;
+    let stream = handler::connect(host, port)
+        .await
+        .map_err(|_| unreachable())?;
     let failed = |error: hyper::Error| format!("error: health rpc probe failed: {error}");
     let (mut sender, connection) = hyper::client::conn::http2::handshake::<_, _, Full<Bytes>>(
         TokioExecutor::new(),
@@ -136,7 +139,8 @@ mod tests {
     #[test]
     fn answers() {
         let check = |status, body: &[u8], expected: &str| {
-            let text = verdict(status, Some("m"), body).map_or_else(|text| text, |()| "healthy".into());
+            let text =
+                verdict(status, Some("m"), body).map_or_else(|text| text, |()| "healthy".into());
             assert_eq!(text, expected);
         };
         check(Some("0"), &[0, 0, 0, 0, 2, 8, 1], "healthy");
@@ -145,7 +149,11 @@ mod tests {
             &[0, 0, 0, 0, 2, 8, 2],
             "service unhealthy (responded with \"NOT_SERVING\")",
         );
-        check(Some("0"), &[], "service unhealthy (responded with \"UNKNOWN\")");
+        check(
+            Some("0"),
+            &[],
+            "service unhealthy (responded with \"UNKNOWN\")",
+        );
         check(
             Some("5"),
             &[],

@@ -203,7 +203,10 @@ impl HttpGet {
         let slash = if path.starts_with('/') { "" } else { "/" };
         let headers = action.http_headers.iter().flatten();
         Ok(HttpGet {
-            is_tls: action.scheme.as_deref().is_some_and(|s| s.eq_ignore_ascii_case("https")),
+            is_tls: action
+                .scheme
+                .as_deref()
+                .is_some_and(|s| s.eq_ignore_ascii_case("https")),
             host: host.unwrap_or(pod_address).to_owned(),
             port: port(&action.port, container)?,
             path: format!("{slash}{path}"),
@@ -293,14 +296,16 @@ impl HttpGet {
                 }
             }
             let body = String::from_utf8_lossy(&body).into_owned();
-            Ok(match location.map(|location| self.on_same_host(&location)) {
-                Some(Some(path)) => Once::Redirect(path),
-                elsewhere => Once::Answer(Answer {
-                    status,
-                    body,
-                    elsewhere: elsewhere.is_some(),
-                }),
-            })
+            Ok(
+                match location.map(|location| self.on_same_host(&location)) {
+                    Some(Some(path)) => Once::Redirect(path),
+                    elsewhere => Once::Answer(Answer {
+                        status,
+                        body,
+                        elsewhere: elsewhere.is_some(),
+                    }),
+                },
+            )
         };
         tokio::select! {
             result = exchange => result,
@@ -339,10 +344,12 @@ impl HttpGet {
         let uri: http::Uri = location.parse().ok()?;
         let is_tls = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        let stays = uri.host() == Some(self.host.as_str())
-            && port == self.port
-            && is_tls == self.is_tls;
-        stays.then(|| uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string))
+        let stays =
+            uri.host() == Some(self.host.as_str()) && port == self.port && is_tls == self.is_tls;
+        stays.then(|| {
+            uri.path_and_query()
+                .map_or_else(|| "/".to_owned(), ToString::to_string)
+        })
     }
 }
 

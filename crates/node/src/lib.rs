@@ -18,6 +18,7 @@
 //! port-forward. Containers, namespaces and images are the engine's; scheduling, Services and
 //! EndpointSlices are others' work.
 
+mod api;
 mod backoff;
 mod context;
 mod downward;
@@ -27,6 +28,7 @@ mod grpc;
 mod handler;
 mod hooks;
 mod local;
+mod log_reader;
 mod logs;
 mod machine;
 mod observed;
@@ -38,6 +40,7 @@ mod probes;
 mod register;
 mod report;
 mod resources;
+mod rotate;
 mod sandbox;
 mod security;
 mod sources;
@@ -51,15 +54,19 @@ mod volumes;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::body::Body;
 use engine::Engine;
+use http::{Request, Response};
 use informer::{Informers, Recorder};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use lifecycle::Drain;
+use tower::util::BoxCloneSyncService;
 
 use crate::context::Context;
 use crate::machine::Machine;
@@ -178,6 +185,7 @@ impl Agent {
         let services = informers.of::<Service>();
         let context = Arc::new(Context {
             engine,
+            pods: pods.clone(),
             services: services.clone(),
             sources: Sources::new(client.clone()),
             tokens: Tokens::new(client.clone()),
@@ -211,6 +219,12 @@ impl Agent {
     /// Node's list of images is written.
     pub fn images_changed(&self) {
         self.context.images_changed.send_modify(|count| *count += 1);
+    }
+
+    /// The kubelet's API, for the API server: logs, exec, attach, port-forward and `stats/summary` of
+    /// this node's pods. Requests that upgrade their connection must come through hyper.
+    pub fn service(&self) -> BoxCloneSyncService<Request<Body>, Response<Body>, Infallible> {
+        api::service(self.context.clone())
     }
 
     /// Resolves when all tasks of the agent have ended, after its drain was signaled. Containers go on.

@@ -116,7 +116,10 @@ pub(crate) fn tail_offset(
             },
         };
         let mut offset = position + u64::try_from(block.len()).unwrap_or(0);
-        for line in block[first_line..].split_inclusive(|byte| *byte == b'\n').rev() {
+        for line in block[first_line..]
+            .split_inclusive(|byte| *byte == b'\n')
+            .rev()
+        {
             offset -= u64::try_from(line.len()).unwrap_or(0);
             let text = line.strip_suffix(b"\n").unwrap_or(line);
             let Some(record) = parse(text).filter(|record| counts(record)) else {

@@ -68,7 +68,11 @@ impl Maker<'_> {
                 .await?;
         } else if let Some(downward) = &volume.downward_api {
             let mode = downward.default_mode.unwrap_or(MODE_DEFAULT);
-            self.downward(downward.items.as_deref().unwrap_or_default(), mode, &mut payload)?;
+            self.downward(
+                downward.items.as_deref().unwrap_or_default(),
+                mode,
+                &mut payload,
+            )?;
         } else if let Some(projected) = &volume.projected {
             self.projected(projected, &mut payload).await?;
         } else {

@@ -122,16 +122,20 @@ impl Policy {
 /// Whether a container that exited with `code` is to be run again.
 pub(crate) fn restarts(spec: &PodSpec, role: Role, container: &Container, code: i32) -> bool {
     let by_rule = || {
-        let rule = container.restart_policy_rules.iter().flatten().find(|rule| {
-            rule.exit_codes.as_ref().is_some_and(|codes| {
-                let listed = codes.values.iter().flatten().any(|value| *value == code);
-                match codes.operator.as_str() {
-                    "In" => listed,
-                    "NotIn" => !listed,
-                    _ => false,
-                }
-            })
-        });
+        let rule = container
+            .restart_policy_rules
+            .iter()
+            .flatten()
+            .find(|rule| {
+                rule.exit_codes.as_ref().is_some_and(|codes| {
+                    let listed = codes.values.iter().flatten().any(|value| *value == code);
+                    match codes.operator.as_str() {
+                        "In" => listed,
+                        "NotIn" => !listed,
+                        _ => false,
+                    }
+                })
+            });
         rule.is_some_and(|rule| rule.action != "Terminate")
     };
     match role {
@@ -446,7 +450,10 @@ mod tests {
             &mut BackOffs::default(),
             at(0),
         );
-        assert_eq!((plan.start.as_slice(), plan.verdict), (strings(start).as_slice(), verdict));
+        assert_eq!(
+            (plan.start.as_slice(), plan.verdict),
+            (strings(start).as_slice(), verdict)
+        );
     }
 
     fn strings(names: &[&str]) -> Vec<String> {
@@ -462,7 +469,12 @@ mod tests {
         check("Always", &[("i", "0")], &["s"], Going);
         check("Always", &[("i", "0"), ("s", "+")], &[], Going);
         check("Always", &[("i", "0"), ("s", "*")], &["j"], Going);
-        check("Always", &[("i", "0"), ("s", "*"), ("j", "0")], &["a", "b"], Going);
+        check(
+            "Always",
+            &[("i", "0"), ("s", "*"), ("j", "0")],
+            &["a", "b"],
+            Going,
+        );
     }
 
     #[test]

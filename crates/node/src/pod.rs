@@ -38,13 +38,17 @@ impl Member {
 
 /// All containers of a pod, in the order in which they start.
 pub(crate) fn members(spec: &PodSpec) -> Vec<Member> {
-    let init = spec.init_containers.iter().flatten().map(|container| Member {
-        role: match container.restart_policy.as_deref() {
-            Some("Always") => Role::Sidecar,
-            _ => Role::Init,
-        },
-        container: container.clone(),
-    });
+    let init = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .map(|container| Member {
+            role: match container.restart_policy.as_deref() {
+                Some("Always") => Role::Sidecar,
+                _ => Role::Init,
+            },
+            container: container.clone(),
+        });
     let main = spec.containers.iter().map(|container| Member {
         role: Role::Main,
         container: container.clone(),
@@ -96,7 +100,10 @@ pub(crate) fn is_deleted(pod: &Pod) -> bool {
 
 /// `Succeeded` or `Failed`: nothing of it will run again.
 pub(crate) fn is_terminal(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
 }
 
@@ -156,7 +163,10 @@ mod tests {
                 ("spec.initContainers{first}".to_owned(), Role::Init),
                 ("spec.initContainers{proxy}".to_owned(), Role::Sidecar),
                 ("spec.containers{web}".to_owned(), Role::Main),
-                ("spec.ephemeralContainers{debug}".to_owned(), Role::Ephemeral),
+                (
+                    "spec.ephemeralContainers{debug}".to_owned(),
+                    Role::Ephemeral
+                ),
             ]
         );
     }

@@ -131,7 +131,11 @@ async fn run(subject: Subject, kind: ProbeKind, probe: Probe) {
             1
         };
         last = Some(is_success);
-        let needed = if is_success { successes_needed } else { failures_needed };
+        let needed = if is_success {
+            successes_needed
+        } else {
+            failures_needed
+        };
         if run_length < needed || told == Some(is_success) {
             continue;
         }
@@ -203,10 +207,9 @@ async fn ask_once(subject: &Subject, kind: ProbeKind, probe: &Probe) -> Outcome 
             let host = host.unwrap_or(&subject.address);
             outcome(handler::connect(host, port).await.map(drop))
         } else if let Some(action) = &probe.grpc {
-            grpc::check(&subject.address, action, limit).await.map_or_else(
-                Outcome::Failure,
-                |()| Outcome::Success,
-            )
+            grpc::check(&subject.address, action, limit)
+                .await
+                .map_or_else(Outcome::Failure, |()| Outcome::Success)
         } else {
             Outcome::Unknown("missing probe handler".to_owned())
         }
@@ -252,7 +255,10 @@ async fn http(
     match request.send().await {
         Ok(answer) if answer.elsewhere => {
             let body = &answer.body;
-            let message = format!("{} probe warning: Probe terminated redirects, Response body: {body}", kind.as_str());
+            let message = format!(
+                "{} probe warning: Probe terminated redirects, Response body: {body}",
+                kind.as_str()
+            );
             subject.context.event(
                 &subject.pod,
                 Some(&subject.member),
@@ -263,9 +269,10 @@ async fn http(
             Outcome::Success
         }
         Ok(answer) if (200..400).contains(&answer.status) => Outcome::Success,
-        Ok(answer) => {
-            Outcome::Failure(format!("HTTP probe failed with statuscode: {}", answer.status))
-        }
+        Ok(answer) => Outcome::Failure(format!(
+            "HTTP probe failed with statuscode: {}",
+            answer.status
+        )),
         Err(error) => Outcome::Failure(error.to_string()),
     }
 }

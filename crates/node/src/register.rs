@@ -12,15 +12,14 @@ use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
     NodeFeatures, NodeStatus, ObjectReference,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{
-    MicroTime, ObjectMeta, OwnerReference, Time,
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::time::MissedTickBehavior;
 
 use crate::context::Context;
 use crate::machine::{self, Machine};
+use crate::rotate;
 
 /// How often the lease is renewed; the node lifecycle controller waits for 40 s.
 const LEASE_RENEWED_EVERY: Duration = Duration::from_secs(10);
@@ -47,10 +46,7 @@ pub enum RegisterError {
 
 /// Makes the Node object, or brings the one of an earlier start up to date. When this returns, the
 /// node is Ready.
-pub(crate) async fn register(
-    context: &Context,
-    machine: &Machine,
-) -> Result<Node, RegisterError> {
+pub(crate) async fn register(context: &Context, machine: &Machine) -> Result<Node, RegisterError> {
     let nodes: Api<Node> = Api::all(context.client.clone());
     let name = context.config.node_name.clone();
     let fail = |source| RegisterError::Node {
@@ -149,7 +145,12 @@ fn conditions(before: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
 fn images(mut images: Vec<ImageInfo>) -> Vec<ContainerImage> {
     images.retain(|image| !image.references.is_empty());
     // The largest are worth most to a scheduler that looks for them.
-    images.sort_by(|left, right| right.size.cmp(&left.size).then_with(|| left.id.cmp(&right.id)));
+    images.sort_by(|left, right| {
+        right
+            .size
+            .cmp(&left.size)
+            .then_with(|| left.id.cmp(&right.id))
+    });
     images.truncate(IMAGES_MAX);
     images
         .into_iter()
@@ -249,10 +250,14 @@ pub(crate) async fn keep_alive(context: Arc<Context>, machine: Machine, node: No
     loop {
         tokio::select! {
             () = context.drain.signaled() => return,
-            _ = renewals.tick() => match renew(&context, &node, lease.take()).await {
-                Ok(renewed) => lease = Some(renewed),
-                Err(error) => tracing::warn!(%error, "the node's lease was not renewed"),
-            },
+            _ = renewals.tick() => {
+                match renew(&context, &node, lease.take()).await {
+                    Ok(renewed) => lease = Some(renewed),
+                    Err(error) => tracing::warn!(%error, "the node's lease was not renewed"),
+                }
+                // Logs are looked at while the machine is awake anyway.
+                rotate::rotate_logs(&context).await;
+            }
             _ = heartbeats.tick() => node = refreshed(&context, &machine, node).await,
             Ok(()) = images_changed.changed() => node = refreshed(&context, &machine, node).await,
         }

@@ -97,7 +97,8 @@ impl Worker {
 
     fn send(&mut self, patch: Value) {
         self.report.settled = false;
-        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), pod::namespace(&self.pod));
+        let pods: Api<Pod> =
+            Api::namespaced(self.context.client.clone(), pod::namespace(&self.pod));
         let name = pod::name(&self.pod).to_owned();
         self.spawn(Job::Status, async move {
             let params = PatchParams::default();
@@ -149,7 +150,11 @@ impl Worker {
         let stands = match self.mode {
             Mode::Running => {
                 self.observed.alive
-                    && self.volumes.as_ref().and_then(VolumeKeeper::places).is_some()
+                    && self
+                        .volumes
+                        .as_ref()
+                        .and_then(VolumeKeeper::places)
+                        .is_some()
             }
             Mode::Ending { .. } => self.observed.alive,
             Mode::Ended { .. } => false,
@@ -224,7 +229,10 @@ fn conditions(before: &Value, after: &Value, status: &mut Map<String, Value>) {
         .map(|condition| json!({"type": condition["type"]}))
         .collect();
     status.insert("conditions".to_owned(), Value::Array(changed));
-    status.insert("$setElementOrder/conditions".to_owned(), Value::Array(order));
+    status.insert(
+        "$setElementOrder/conditions".to_owned(),
+        Value::Array(order),
+    );
 }
 
 /// A list that is merged by key drops an element only when told to.

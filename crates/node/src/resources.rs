@@ -133,7 +133,9 @@ pub(crate) fn of_pod(spec: &PodSpec) -> Resources {
 
 fn shares(milli: i64) -> u64 {
     let shares = milli.saturating_mul(SHARES_PER_CPU) / 1000;
-    u64::try_from(shares).unwrap_or(0).clamp(SHARES_MIN, 262_144)
+    u64::try_from(shares)
+        .unwrap_or(0)
+        .clamp(SHARES_MIN, 262_144)
 }
 
 fn quota(milli: i64) -> i64 {
@@ -144,7 +146,10 @@ fn quota(milli: i64) -> i64 {
 /// The kernel's inclination to end the container's processes when memory runs out: by class, and for
 /// burstable pods the less, the more of the machine's memory they requested.
 pub(crate) fn oom_score_adj(spec: &PodSpec, container: &Container, machine_memory: u64) -> i32 {
-    if spec.priority.is_some_and(|priority| priority >= 2_000_000_000) {
+    if spec
+        .priority
+        .is_some_and(|priority| priority >= 2_000_000_000)
+    {
         return -997;
     }
     match quality_of_service(spec) {
@@ -283,7 +288,11 @@ mod tests {
     fn classes() {
         use QualityOfService::{BestEffort, Burstable, Guaranteed};
         let check = |resources: &[serde_json::Value], expected| {
-            assert_eq!(quality_of_service(&spec(resources)), expected, "{resources:?}");
+            assert_eq!(
+                quality_of_service(&spec(resources)),
+                expected,
+                "{resources:?}"
+            );
         };
         let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
         check(&[json!({})], BestEffort);
@@ -292,7 +301,9 @@ mod tests {
         check(&[full.clone(), json!({})], Burstable);
         check(&[json!({"limits": {"memory": "1Gi"}})], Burstable);
         check(
-            &[json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}})],
+            &[
+                json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1024Mi"}}),
+            ],
             Guaranteed,
         );
         check(
@@ -303,13 +314,18 @@ mod tests {
 
     #[test]
     fn what_the_kernel_is_told() {
-        let spec = spec(&[json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "64Mi"}})]);
+        let spec = spec(&[
+            json!({"requests": {"cpu": "250m"}, "limits": {"cpu": "500m", "memory": "64Mi"}}),
+        ]);
         let resources = of_container(&spec.containers[0]);
         assert_eq!(resources.cpu_shares, Some(256));
         assert_eq!(resources.cpu_quota, Some(50_000));
         assert_eq!(resources.memory_limit, Some(64 << 20));
         let none = of_container(&Container::default());
-        assert_eq!((none.cpu_shares, none.cpu_quota, none.memory_limit), (Some(2), None, None));
+        assert_eq!(
+            (none.cpu_shares, none.cpu_quota, none.memory_limit),
+            (Some(2), None, None)
+        );
     }
 
     #[test]

@@ -81,8 +81,13 @@ fn ports(spec: &PodSpec) -> Vec<PortMapping> {
         .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| {
             Some(PortMapping {
-                host_port: u16::try_from(port.host_port?).ok().filter(|port| *port > 0)?,
-                host_address: port.host_ip.as_deref().and_then(|address| address.parse().ok()),
+                host_port: u16::try_from(port.host_port?)
+                    .ok()
+                    .filter(|port| *port > 0)?,
+                host_address: port
+                    .host_ip
+                    .as_deref()
+                    .and_then(|address| address.parse().ok()),
                 port: u16::try_from(port.container_port).ok()?,
                 protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
             })
@@ -145,7 +150,10 @@ impl Resolver {
 
 fn resolver(context: &Context, pod: &Pod, spec: &PodSpec, host: &str) -> String {
     let config = &context.config;
-    let cluster = (config.cluster_dns.to_string(), config.cluster_domain.as_str());
+    let cluster = (
+        config.cluster_dns.to_string(),
+        config.cluster_domain.as_str(),
+    );
     resolver_of(pod, spec, host, &cluster.0, cluster.1).print()
 }
 
@@ -169,8 +177,12 @@ fn resolver_of(
         _ => of_cluster(pod::namespace(pod), host, cluster_dns, cluster_domain),
     };
     if let Some(own) = &spec.dns_config {
-        resolver.nameservers.extend(own.nameservers.iter().flatten().cloned());
-        resolver.search.extend(own.searches.iter().flatten().cloned());
+        resolver
+            .nameservers
+            .extend(own.nameservers.iter().flatten().cloned());
+        resolver
+            .search
+            .extend(own.searches.iter().flatten().cloned());
         for option in own.options.iter().flatten() {
             let name = option.name.as_deref().unwrap_or_default();
             let text = match option.value.as_deref().filter(|value| !value.is_empty()) {
@@ -183,7 +195,9 @@ fn resolver_of(
         }
     }
     let mut seen = std::collections::HashSet::new();
-    resolver.nameservers.retain(|entry| seen.insert(entry.clone()));
+    resolver
+        .nameservers
+        .retain(|entry| seen.insert(entry.clone()));
     let mut seen = std::collections::HashSet::new();
     resolver.search.retain(|entry| seen.insert(entry.clone()));
     resolver.nameservers.truncate(NAMESERVERS_MAX);
@@ -210,7 +224,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const HOST: &str = "# made by hand\nnameserver 192.0.2.1\nsearch corp.example\noptions rotate\n";
+    const HOST: &str =
+        "# made by hand\nnameserver 192.0.2.1\nsearch corp.example\noptions rotate\n";
 
     #[track_caller]
     fn check(spec: serde_json::Value, expected: &str) {
@@ -232,8 +247,14 @@ mod tests {
         check(json!({}), cluster);
         check(json!({"dnsPolicy": "ClusterFirst"}), cluster);
         check(json!({"dnsPolicy": "Default"}), host);
-        check(json!({"dnsPolicy": "ClusterFirst", "hostNetwork": true}), host);
-        check(json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true}), cluster);
+        check(
+            json!({"dnsPolicy": "ClusterFirst", "hostNetwork": true}),
+            host,
+        );
+        check(
+            json!({"dnsPolicy": "ClusterFirstWithHostNet", "hostNetwork": true}),
+            cluster,
+        );
         check(
             json!({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"], "searches": ["a.b"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]}}),
             "search a.b\nnameserver 1.1.1.1\noptions ndots:2 edns0\n",
@@ -274,6 +295,9 @@ mod tests {
             .into_iter()
             .map(|port| (port.host_port, port.port, port.protocol))
             .collect();
-        assert_eq!(seen, [(2002, 2, "TCP".to_owned()), (8080, 80, "UDP".to_owned())]);
+        assert_eq!(
+            seen,
+            [(2002, 2, "TCP".to_owned()), (8080, 80, "UDP".to_owned())]
+        );
     }
 }

@@ -12,7 +12,9 @@ use crate::pod;
 /// A container that must not run as root, but would.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootError {
-    #[error("container's runAsUser breaks non-root policy (pod: \"{pod}\", container: {container})")]
+    #[error(
+        "container's runAsUser breaks non-root policy (pod: \"{pod}\", container: {container})"
+    )]
     AsksForRoot { pod: String, container: String },
     #[error(
         "container has runAsNonRoot and image will run as root (pod: \"{pod}\", container: {container})"
@@ -187,7 +189,12 @@ mod tests {
     fn users_by_container_pod_and_image() {
         check_user(json!({}), json!({}), "app", "");
         check_user(json!({"runAsUser": 7}), json!({}), "", "7");
-        check_user(json!({"runAsUser": 7, "runAsGroup": 8}), json!({"runAsUser": 9}), "", "9:8");
+        check_user(
+            json!({"runAsUser": 7, "runAsGroup": 8}),
+            json!({"runAsUser": 9}),
+            "",
+            "9:8",
+        );
         check_user(json!({"runAsGroup": 8}), json!({}), "app:app", "app:8");
     }
 

@@ -429,6 +429,9 @@ fn mounts(
 
 fn sub_path(mount: &VolumeMount, value_of: &impl Fn(&str) -> Option<String>) -> Option<String> {
     let plain = mount.sub_path.clone().filter(|path| !path.is_empty());
-    let expression = mount.sub_path_expr.as_deref().filter(|path| !path.is_empty());
+    let expression = mount
+        .sub_path_expr
+        .as_deref()
+        .filter(|path| !path.is_empty());
     plain.or_else(|| expression.map(|text| expand(text, value_of)))
 }

@@ -57,10 +57,7 @@ pub(crate) struct Situation<'a> {
 }
 
 /// Makes the status.
-pub(crate) fn status(
-    situation: &Situation<'_>,
-    remark: impl Fn(&str) -> Remark,
-) -> PodStatus {
+pub(crate) fn status(situation: &Situation<'_>, remark: impl Fn(&str) -> Remark) -> PodStatus {
     let pod = situation.pod;
     let spec = pod.spec.clone().unwrap_or_default();
     let before = pod.status.clone().unwrap_or_default();
@@ -169,11 +166,11 @@ fn container_status(
         .unwrap_or(i32::MAX),
         state: Some(state),
         last_state: Some(last_state),
-        allocated_resources: has_run
-            .then(|| resources::requests(container))
-            .flatten(),
+        allocated_resources: has_run.then(|| resources::requests(container)).flatten(),
         resources: has_run.then(|| resources::effective(container)),
-        user: id.as_ref().and_then(|_| security::user_shown(spec, container)),
+        user: id
+            .as_ref()
+            .and_then(|_| security::user_shown(spec, container)),
         volume_mounts: some_unless_empty(volume_mounts(container)),
         container_id: id,
         ..ContainerStatus::default()
@@ -279,9 +276,7 @@ fn lost(
     Some(of_terminated(ContainerStateTerminated {
         exit_code: 137,
         reason: Some("ContainerStatusUnknown".to_owned()),
-        message: Some(
-            "The container could not be located when the pod was terminated".to_owned(),
-        ),
+        message: Some("The container could not be located when the pod was terminated".to_owned()),
         container_id: known.and_then(|known| known.container_id.clone()),
         ..ContainerStateTerminated::default()
     }))
@@ -368,14 +363,15 @@ fn phase(
             || main.is_empty();
         return if failed { "Failed" } else { "Succeeded" };
     }
-    let has_begun = main.iter().any(|status| {
-        status.container_id.is_some() || status.restart_count > 0
-    });
+    let has_begun = main
+        .iter()
+        .any(|status| status.container_id.is_some() || status.restart_count > 0);
     if !has_begun && !is_initialized(situation.members, init) {
         return "Pending";
     }
     let is_waiting = |status: &ContainerStatus| {
-        let has = |state: &Option<core::ContainerState>, test: fn(&core::ContainerState) -> bool| {
+        let has = |state: &Option<core::ContainerState>,
+                   test: fn(&core::ContainerState) -> bool| {
             state.as_ref().is_some_and(test)
         };
         has(&status.state, |state| state.waiting.is_some())
@@ -396,9 +392,12 @@ fn phase(
             _ => true,
         }
     };
-    let sidecar_runs = init
-        .iter()
-        .any(|status| status.state.as_ref().is_some_and(|state| state.running.is_some()));
+    let sidecar_runs = init.iter().any(|status| {
+        status
+            .state
+            .as_ref()
+            .is_some_and(|state| state.running.is_some())
+    });
     if main.iter().any(restarts) || sidecar_runs {
         return "Running";
     }

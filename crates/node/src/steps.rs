@@ -231,7 +231,10 @@ impl Worker {
             let pod = pod::formatted(&self.pod);
             let seconds = held.delay.as_secs();
             let delay = handler::seconds(Duration::from_secs(seconds.unsigned_abs()));
-            let run = self.observed.current(name).map(|attempt| attempt.id.clone());
+            let run = self
+                .observed
+                .current(name)
+                .map(|attempt| attempt.id.clone());
             let local = self.locals.entry(name.clone()).or_default();
             local.waiting = Some(Waiting {
                 reason: "CrashLoopBackOff".to_owned(),
@@ -328,7 +331,10 @@ impl Worker {
         let address = self.address().unwrap_or_default();
         let container = name.to_owned();
         let job = self.spawn(Job::Stop(name.to_owned()), async move {
-            stop(&context, &pod, &member, &attempt, &address, deadline, with_hook).await;
+            stop(
+                &context, &pod, &member, &attempt, &address, deadline, with_hook,
+            )
+            .await;
             Done::Stop(container)
         });
         let local = self.locals.entry(name.to_owned()).or_default();
@@ -347,7 +353,11 @@ impl Worker {
                 continue;
             };
             let address = self.address().unwrap_or_default();
-            let Some(local) = self.locals.get_mut(name).filter(|local| local.busy.is_none()) else {
+            let Some(local) = self
+                .locals
+                .get_mut(name)
+                .filter(|local| local.busy.is_none())
+            else {
                 continue;
             };
             let subject = Subject {
@@ -445,13 +455,15 @@ impl Worker {
                         .await
                         .map_err(|error| error.to_string())?;
                     if !gone {
-                        delete(&context, &pod).await.map_err(|error| error.to_string())?;
+                        delete(&context, &pod)
+                            .await
+                            .map_err(|error| error.to_string())?;
                     }
                     let directories = [context.pod_dir(pod::uid(&pod)), context.log_dir(&pod)];
                     tokio::task::spawn_blocking(move || remove_all(&directories))
                         .await
-                    .map_err(|error| error.to_string())?
-                    .map_err(|error| error.to_string())
+                        .map_err(|error| error.to_string())?
+                        .map_err(|error| error.to_string())
                 };
                 Done::Remove(remove.await)
             });
@@ -519,6 +531,12 @@ async fn stop(
     }
     if let Err(error) = context.engine.stop_container(&attempt.id, grace).await {
         let message = format!("error killing pod: {error}");
-        context.event(pod, Some(member), EventType::Warning, "FailedKillPod", message);
+        context.event(
+            pod,
+            Some(member),
+            EventType::Warning,
+            "FailedKillPod",
+            message,
+        );
     }
 }

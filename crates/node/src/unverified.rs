@@ -26,7 +26,10 @@ static CONFIG: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
 });
 
 /// Begins TLS on a connection to `host`, whatever certificate is shown.
-pub(crate) async fn connect(host: &str, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(
+    host: &str,
+    stream: TcpStream,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?;
     TlsConnector::from(CONFIG.clone())
         .connect(name, stream)

@@ -159,7 +159,8 @@ impl Keeper {
         renew_at: Option<Timestamp>,
     ) {
         let now = self.context.now();
-        let until_renewal = renew_at.map(|at| at.duration_since(now).try_into().unwrap_or_default());
+        let until_renewal =
+            renew_at.map(|at| at.duration_since(now).try_into().unwrap_or_default());
         let until_retry = (!complete).then_some(self.retry);
         if !complete {
             self.retry = (self.retry * 2).min(RETRY_MAX);
@@ -247,8 +248,10 @@ impl Keeper {
                 }
                 Err(error) => {
                     round.complete = false;
-                    let message =
-                        format!("MountVolume.SetUp failed for volume \"{}\" : {error}", volume.name);
+                    let message = format!(
+                        "MountVolume.SetUp failed for volume \"{}\" : {error}",
+                        volume.name
+                    );
                     self.context
                         .event(pod, None, EventType::Warning, "FailedMount", message);
                 }

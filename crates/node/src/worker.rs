@@ -52,7 +52,9 @@ pub(crate) enum Mode {
         end: End,
     },
     /// Nothing runs and nothing will.
-    Ended { end: End },
+    Ended {
+        end: End,
+    },
 }
 
 /// What a job was about.
@@ -108,11 +110,7 @@ pub(crate) struct Worker {
 }
 
 /// Runs a pod's worker until the pod is gone from the API and from this machine, or the program drains.
-pub(crate) async fn run(
-    context: Arc<Context>,
-    mut feed: watch::Receiver<Feed>,
-    wake: Arc<Notify>,
-) {
+pub(crate) async fn run(context: Arc<Context>, mut feed: watch::Receiver<Feed>, wake: Arc<Notify>) {
     let first = feed.borrow_and_update().clone();
     let (news, mut heard) = mpsc::channel(16);
     let mut images_changed = context.images_changed.subscribe();
@@ -440,8 +438,9 @@ impl Worker {
             })
             .map(|member| (member.container.name.clone(), member.role))
             .collect();
-        let (sidecars, others): (Vec<_>, Vec<_>) =
-            running.into_iter().partition(|(_, role)| *role == Role::Sidecar);
+        let (sidecars, others): (Vec<_>, Vec<_>) = running
+            .into_iter()
+            .partition(|(_, role)| *role == Role::Sidecar);
         let next = match others.is_empty() {
             false => others,
             true => sidecars.into_iter().next_back().into_iter().collect(),
@@ -450,15 +449,12 @@ impl Worker {
         for (name, _) in &next {
             self.stop(name, &format!("Stopping container {name}"), grace);
         }
-        let is_idle = !self
-            .job_kinds
-            .values()
-            .any(|(job, _)| {
-                matches!(
-                    job,
-                    Job::Start(_) | Job::Stop(_) | Job::Sandbox | Job::StopSandbox
-                )
-            });
+        let is_idle = !self.job_kinds.values().any(|(job, _)| {
+            matches!(
+                job,
+                Job::Start(_) | Job::Stop(_) | Job::Sandbox | Job::StopSandbox
+            )
+        });
         if !next.is_empty() || !is_idle || self.is_waiting_to_retry() {
             return;
         }
@@ -481,7 +477,11 @@ impl Worker {
                 if error.is_cancelled() {
                     return;
                 }
-                tracing::error!(?job, pod = pod::formatted(&self.pod), "a step panicked: {error}");
+                tracing::error!(
+                    ?job,
+                    pod = pod::formatted(&self.pod),
+                    "a step panicked: {error}"
+                );
                 match job {
                     Some(Job::Start(name) | Job::Stop(name)) => {
                         let retry_at = self.after_failure();
@@ -530,7 +530,8 @@ impl Worker {
 
     /// Counts a failure; 1 s, 2 s, 4 s … 60 s from now.
     fn after_failure(&mut self) -> Timestamp {
-        let pause = SignedDuration::from_secs(1 << self.failures.min(6)).min(SignedDuration::from_mins(1));
+        let pause =
+            SignedDuration::from_secs(1 << self.failures.min(6)).min(SignedDuration::from_mins(1));
         self.failures = self.failures.saturating_add(1);
         let now = self.context.now();
         now.saturating_add(pause).unwrap_or(Timestamp::MAX)

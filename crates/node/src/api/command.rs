@@ -1,0 +1,375 @@
+//! `exec` and `attach`: a process's standard streams, carried by WebSocket or SPDY.
+
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{FromRequestParts, Path, State};
+use axum::response::Response;
+use bytes::Bytes;
+use engine::{ContainerId, ExecSpec, Reader, Streams, Writer};
+use http::Request;
+use serde_json::json;
+use streams::channel::{STDERR, STDOUT};
+use streams::remote_command::{Version, negotiate};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use crate::api::{Failure, Query, find_pod, running, spdy, websocket};
+use crate::context::Context;
+
+/// Pieces that wait between the process and the client, in each direction.
+pub(super) const WAITING_MAX: usize = 16;
+/// Bytes that are read at once.
+const PIECE: usize = 32 * 1024;
+/// A process that has ended, but whose streams others hold open, is waited for as long as they say something.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Which streams the client wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) stdin: bool,
+    pub(super) stdout: bool,
+    pub(super) stderr: bool,
+    pub(super) tty: bool,
+}
+
+impl Wanted {
+    fn of(query: &Query) -> Result<Wanted, Failure> {
+        let either = |kubelet: &str, api: &str| query.flag(kubelet) || query.flag(api);
+        let tty = query.flag("tty");
+        let wanted = Wanted {
+            stdin: either("input", "stdin"),
+            stdout: either("output", "stdout"),
+            // A terminal has one output.
+            stderr: either("error", "stderr") && !tty,
+            tty,
+        };
+        if !wanted.stdin && !wanted.stdout && !wanted.stderr {
+            return Err(Failure::bad_request(
+                "you must specify at least 1 of stdin, stdout, stderr",
+            ));
+        }
+        Ok(wanted)
+    }
+}
+
+/// The client's end, whatever carries it.
+pub(super) struct Remote {
+    /// Ends when the client closes its standard input, or is gone.
+    pub(super) stdin: mpsc::Receiver<Bytes>,
+    /// Columns and rows.
+    pub(super) sizes: mpsc::Receiver<(u16, u16)>,
+    /// Closed when the client is gone.
+    pub(super) output: mpsc::Sender<Output>,
+}
+
+/// Something for the client.
+pub(super) enum Output {
+    /// Bytes on a channel.
+    Data(u8, Bytes),
+    /// The last thing it hears.
+    End(Ending),
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Exit(i32),
+    Failed(String),
+}
+
+impl Ending {
+    /// What goes over the error channel.
+    pub(super) fn text(&self, version: Version) -> Option<Bytes> {
+        let text = match (self, version.has_status()) {
+            (Ending::Exit(0), true) => json!({"metadata": {}, "status": "Success"}).to_string(),
+            (Ending::Exit(0), false) => return None,
+            (Ending::Exit(code), true) => json!({
+                "metadata": {},
+                "status": "Failure",
+                "message": format!("command terminated with non-zero exit code: {code}"),
+                "reason": "NonZeroExitCode",
+                "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+            })
+            .to_string(),
+            (Ending::Exit(code), false) => format!("command terminated with exit code {code}"),
+            (Ending::Failed(message), true) => json!({
+                "metadata": {},
+                "status": "Failure",
+                "message": format!("Internal error occurred: {message}"),
+                "reason": "InternalError",
+                "details": {"causes": [{"message": message}]},
+                "code": 500,
+            })
+            .to_string(),
+            (Ending::Failed(message), false) => message.clone(),
+        };
+        Some(text.into())
+    }
+}
+
+/// What is asked for.
+enum Task {
+    Exec(ExecSpec),
+    Attach,
+}
+
+type Names = (String, String, String);
+type NamesWithUid = (String, String, String, String);
+
+pub(super) async fn exec(
+    State(context): State<Arc<Context>>,
+    Path(names): Path<Names>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let query = Query::of(&request);
+    let wanted = Wanted::of(&query)?;
+    let argv = query.all("command");
+    if argv.is_empty() {
+        return Err(Failure::bad_request(
+            "you must specify at least 1 command for the container",
+        ));
+    }
+    let spec = ExecSpec {
+        argv,
+        tty: wanted.tty,
+        stdin: wanted.stdin,
+        ..ExecSpec::default()
+    };
+    answer(context, names, wanted, Task::Exec(spec), request).await
+}
+
+pub(super) async fn exec_uid(
+    state: State<Arc<Context>>,
+    Path((namespace, pod, _uid, container)): Path<NamesWithUid>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    exec(state, Path((namespace, pod, container)), request).await
+}
+
+pub(super) async fn attach(
+    State(context): State<Arc<Context>>,
+    Path(names): Path<Names>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let wanted = Wanted::of(&Query::of(&request))?;
+    answer(context, names, wanted, Task::Attach, request).await
+}
+
+pub(super) async fn attach_uid(
+    state: State<Arc<Context>>,
+    Path((namespace, pod, _uid, container)): Path<NamesWithUid>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    attach(state, Path((namespace, pod, container)), request).await
+}
+
+async fn answer(
+    context: Arc<Context>,
+    (namespace, name, container): Names,
+    wanted: Wanted,
+    task: Task,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let pod = find_pod(&context, &namespace, &name)?;
+    let id = running(&context, &pod, &container).await?;
+    let run = move |remote: Remote| run(context, id, wanted, task, remote);
+    if spdy::is_asked_for(&request) {
+        let offered = spdy::versions(&request);
+        // A client that names none means the first.
+        let version = match offered.is_empty() {
+            true => Some(Version::V1),
+            false => negotiate(offered.iter().map(String::as_str), Version::V4),
+        };
+        let version = version.ok_or_else(|| {
+            Failure::bad_request(format!(
+                "unable to upgrade: unable to negotiate protocol: client supports {offered:?}"
+            ))
+        })?;
+        return spdy::command(request, version, wanted, run);
+    }
+    let (mut parts, _) = request.into_parts();
+    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
+        .await
+        .map_err(|error| Failure::bad_request(format!("unable to upgrade: {error}")))?;
+    websocket::command(upgrade, run)
+}
+
+/// Runs or attaches, and carries the streams until the end.
+async fn run(context: Arc<Context>, id: ContainerId, wanted: Wanted, task: Task, remote: Remote) {
+    let output = remote.output.clone();
+    let started = match task {
+        Task::Exec(spec) => context.engine.exec(&id, spec).await.map(|exec| Process {
+            streams: exec.streams,
+            exit: Some(exec.exit),
+            kill: Some(exec.kill),
+        }),
+        Task::Attach => context.engine.attach(&id).await.map(|streams| Process {
+            streams,
+            exit: None,
+            kill: None,
+        }),
+    };
+    let ending = match started {
+        Ok(process) => carry(process, wanted, remote).await,
+        Err(error) => Some(Ending::Failed(format!(
+            "error executing command in container: {error}"
+        ))),
+    };
+    if let Some(ending) = ending {
+        // A client that is gone needs no end.
+        let _ = output.send(Output::End(ending)).await;
+    }
+}
+
+type Exit = Pin<Box<dyn Future<Output = Result<i32, engine::Error>> + Send>>;
+
+struct Process {
+    streams: Streams,
+    /// Absent for a process that is not ours to wait for.
+    exit: Option<Exit>,
+    kill: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+/// Nothing when the client is gone.
+async fn carry(process: Process, wanted: Wanted, remote: Remote) -> Option<Ending> {
+    let Streams {
+        stdin,
+        stdout,
+        stderr,
+        resize,
+    } = process.streams;
+    let moved = AtomicU64::new(0);
+    let is_attached = process.exit.is_none();
+    let mut inputs = pin!(async {
+        let write = write_input(stdin.filter(|_| wanted.stdin), remote.stdin);
+        let resize = apply_sizes(resize, remote.sizes);
+        tokio::join!(write, resize);
+    });
+    let mut outputs = pin!(async {
+        let stdout = copy(Some(stdout), STDOUT, wanted.stdout, &remote.output, &moved);
+        let stderr = copy(stderr, STDERR, wanted.stderr, &remote.output, &moved);
+        tokio::join!(stdout, stderr);
+    });
+    let mut exit = pin!(async {
+        match process.exit {
+            Some(exit) => exit.await,
+            None => std::future::pending().await,
+        }
+    });
+    let (mut inputs_done, mut outputs_done) = (false, false);
+    let code = loop {
+        tokio::select! {
+            code = &mut exit => break code,
+            () = &mut inputs, if !inputs_done => inputs_done = true,
+            () = &mut outputs, if !outputs_done => {
+                outputs_done = true;
+                if is_attached {
+                    break Ok(0);
+                }
+            }
+            () = remote.output.closed() => {
+                // Its terminal is gone, and with it what ran in it.
+                if let Some(kill) = process.kill.filter(|_| wanted.tty) {
+                    kill();
+                }
+                return None;
+            }
+        }
+    };
+    while !outputs_done {
+        let before = moved.load(Ordering::Relaxed);
+        match tokio::time::timeout(QUIET, &mut outputs).await {
+            Ok(()) => outputs_done = true,
+            Err(_) if moved.load(Ordering::Relaxed) == before => break,
+            Err(_) => {}
+        }
+    }
+    Some(match code {
+        Ok(code) => Ending::Exit(code),
+        Err(error) => Ending::Failed(error.to_string()),
+    })
+}
+
+async fn write_input(stdin: Option<Writer>, mut remote: mpsc::Receiver<Bytes>) {
+    let Some(mut stdin) = stdin else {
+        return;
+    };
+    while let Some(bytes) = remote.recv().await {
+        // A process that has closed its input goes on without it.
+        if stdin.write_all(&bytes).await.is_err() || stdin.flush().await.is_err() {
+            return;
+        }
+    }
+    let _ = stdin.shutdown().await;
+}
+
+async fn apply_sizes(
+    resize: Option<Arc<dyn Fn(u16, u16) + Send + Sync>>,
+    mut sizes: mpsc::Receiver<(u16, u16)>,
+) {
+    while let Some((columns, rows)) = sizes.recv().await {
+        if let Some(resize) = &resize {
+            resize(columns, rows);
+        }
+    }
+}
+
+async fn copy(
+    reader: Option<Reader>,
+    channel: u8,
+    is_wanted: bool,
+    output: &mpsc::Sender<Output>,
+    moved: &AtomicU64,
+) {
+    let Some(mut reader) = reader else { return };
+    let mut piece = vec![0; PIECE];
+    while let Ok(count) = reader.read(&mut piece).await {
+        if count == 0 {
+            return;
+        }
+        moved.fetch_add(1, Ordering::Relaxed);
+        if !is_wanted {
+            continue;
+        }
+        let bytes = Bytes::copy_from_slice(&piece[..count]);
+        if output.send(Output::Data(channel, bytes)).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_by_version() {
+        let check = |ending: Ending, version, expected: Option<&str>| {
+            let text = ending.text(version);
+            let text = text
+                .as_deref()
+                .map(|text| String::from_utf8_lossy(text).into_owned());
+            assert_eq!(text.as_deref(), expected);
+        };
+        check(Ending::Exit(0), Version::V1, None);
+        check(
+            Ending::Exit(0),
+            Version::V5,
+            Some("{\"metadata\":{},\"status\":\"Success\"}"),
+        );
+        check(
+            Ending::Exit(3),
+            Version::V3,
+            Some("command terminated with exit code 3"),
+        );
+        let text = Ending::Exit(3).text(Version::V4).expect("a status");
+        let status: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        assert_eq!(status["reason"], "NonZeroExitCode");
+        assert_eq!(status["details"]["causes"][0]["message"], "3");
+    }
+}
