@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
@@ -45,7 +45,7 @@ pub(crate) struct Core {
     pub(crate) openapi: openapi::Documents,
     resources: HashMap<String, Arc<Resource>>,
     by_kind: HashMap<String, Arc<Resource>>,
-    started: ArcSwap<bool>,
+    started: AtomicBool,
 }
 
 /// A kind with what is worked out from it once.
@@ -159,16 +159,17 @@ impl Core {
                 (path_of(kind.group(), kind.version(), kind.kind()), resource)
             })
             .collect();
+        let openapi = openapi::Documents::new(&config.version.git_version);
         Ok(Core {
             config,
             authorizer,
             roles,
             tokens,
             pages: Pages::default(),
-            openapi: openapi::Documents::default(),
+            openapi,
             resources,
             by_kind,
-            started: ArcSwap::from_pointee(false),
+            started: AtomicBool::new(false),
         })
     }
 
@@ -182,11 +183,11 @@ impl Core {
 
     /// Whether the bootstrap objects are there.
     pub(crate) fn is_started(&self) -> bool {
-        **self.started.load()
+        self.started.load(Ordering::Acquire)
     }
 
     pub(crate) fn set_started(&self) {
-        self.started.store(Arc::new(true));
+        self.started.store(true, Ordering::Release);
     }
 
     /// The resource at this place of the API.

@@ -1,23 +1,94 @@
-//! The published schemas, for `kubectl explain`, `apply` and `diff`.
+//! The published schemas (OpenAPI 3), for `kubectl explain`, `apply` and `diff`.
+//!
+//! A document is large and seldom asked for (clients keep it under its hash), so it is made for
+//! each request and not kept.
 
-use http::{HeaderMap, Response};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use serde_json::{Map, Value, json};
 
 use crate::Body;
+use crate::caller::hexadecimal;
 use crate::route::Query;
 use crate::status::Failure;
+use crate::verbs::answer::with_type;
 
-/// The documents, made when they are first asked for.
-#[derive(Default)]
-pub(crate) struct Documents {}
+const ROOT: &str = "/openapi/v3";
+
+/// The documents of one version of the program.
+#[derive(Debug)]
+pub(crate) struct Documents {
+    /// What makes the documents of this program differ from those of another.
+    version: String,
+}
 
 impl Documents {
+    pub(crate) fn new(version: &str) -> Documents {
+        Documents {
+            version: version.to_owned(),
+        }
+    }
+
     /// Answers `/openapi/v3` and what is below it; `None` for other paths.
     pub(crate) fn answer(
         &self,
-        _path: &str,
-        _query: &Query,
-        _headers: &HeaderMap,
+        path: &str,
+        query: &Query,
+        headers: &HeaderMap,
     ) -> Option<Result<Response<Body>, Failure>> {
-        None
+        let rest = path.strip_prefix(ROOT)?;
+        if rest.is_empty() || rest == "/" {
+            let index = self.index().to_string();
+            return Some(Ok(with_type(
+                StatusCode::OK,
+                index.into(),
+                "application/json",
+            )));
+        }
+        let wanted = rest.strip_prefix('/')?;
+        let document = kinds::builtin().openapi_v3(wanted)?;
+        let hash = self.hash(wanted);
+        let tag = format!("\"{hash}\"");
+        let known = headers
+            .get(header::IF_NONE_MATCH)
+            .is_some_and(|given| given.as_bytes() == tag.as_bytes());
+        let mut response = if known {
+            with_type(StatusCode::NOT_MODIFIED, Body::empty(), "application/json")
+        } else {
+            with_type(
+                StatusCode::OK,
+                document.to_string().into(),
+                "application/json",
+            )
+        };
+        let headers = response.headers_mut();
+        if let Ok(tag) = HeaderValue::from_str(&tag) {
+            headers.insert(header::ETAG, tag);
+        }
+        if query.get("hash") == Some(hash.as_str()) {
+            headers.insert(
+                header::CACHE_CONTROL,
+                HeaderValue::from_static("public, immutable"),
+            );
+        }
+        Some(Ok(response))
+    }
+
+    fn index(&self) -> Value {
+        let paths: Map<String, Value> = kinds::builtin()
+            .openapi_paths()
+            .into_iter()
+            .map(|path| {
+                let url = format!("{ROOT}/{path}?hash={}", self.hash(&path));
+                (path, json!({"serverRelativeURL": url}))
+            })
+            .collect();
+        json!({"paths": paths})
+    }
+
+    /// The documents are part of the program: its version and the path stand for the content.
+    fn hash(&self, path: &str) -> String {
+        let text = format!("{} {path}", self.version);
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+        hexadecimal(digest.as_ref()).to_uppercase()
     }
 }
