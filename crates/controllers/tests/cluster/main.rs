@@ -112,7 +112,7 @@ impl House {
         let found = informer.until(|_| look(name).filter(|object| holds(object)));
         match tokio::time::timeout(PATIENCE, found).await {
             Ok(object) => object,
-            Err(_) => panic!("{what}: {:#?}", look(name)),
+            Err(_) => panic!("{what}: {:?}", look(name)),
         }
     }
 
@@ -128,7 +128,7 @@ impl House {
         };
         let gone = informer.until(|_| look().is_none().then_some(()));
         if tokio::time::timeout(PATIENCE, gone).await.is_err() {
-            panic!("{name} is still there: {:#?}", look());
+            panic!("{name} is still there: {:?}", look());
         }
     }
 
@@ -144,7 +144,7 @@ impl House {
         });
         match tokio::time::timeout(PATIENCE, found).await {
             Ok(objects) => objects,
-            Err(_) => panic!("{what}: {:#?}", informer.list_in("default")),
+            Err(_) => panic!("{what}: {:?}", informer.list_in("default")),
         }
     }
 
@@ -272,8 +272,11 @@ fn deployment(name: &str, replicas: u32, strategy: Value) -> Value {
     })
 }
 
+/// A patch that gives the Deployment's pods another image.
 fn image(image: &str) -> Value {
-    json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}}})
+    let container = json!({"name": "c", "image": image,
+        "ports": [{"name": "http", "containerPort": 8080}]});
+    json!({"spec": {"template": {"spec": {"containers": [container]}}}})
 }
 
 #[tokio::test]
