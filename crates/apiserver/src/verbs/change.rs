@@ -244,7 +244,7 @@ pub(crate) async fn update(
             .ok_or_else(|| call.not_found())?;
         let old = answer::parse(call, &entry)?;
         let mut new = make(&old)?;
-        let pinned = check_identity(call, &new, &old)?;
+        check_identity(call, &new, &old)?;
         carry_over(&mut new, &old);
         let claims = finish(call, &mut new, &old, options, sub)?;
         if options.dry_run {
@@ -263,7 +263,8 @@ pub(crate) async fn update(
         };
         match commit(call, transaction).await {
             Ok(entry) => return Ok(Done::Stored(entry)),
-            Err(Refused::Conflict(at)) if at == key && pinned => return Err(call.modified()),
+            // Once more: a caller who named a revision is then refused for it by `check_identity`; one
+            // who sent a patch without has it applied to what is stored now.
             Err(Refused::Conflict(_)) => {}
             Err(Refused::Failure(failure)) => return Err(failure),
         }
@@ -318,8 +319,8 @@ fn finish(
     Ok(claims)
 }
 
-/// Whether the new state is meant for exactly the old one; refused if it is meant for another.
-fn check_identity(call: &Call, new: &Value, old: &Value) -> Result<bool, Failure> {
+/// Refuses a new state that is meant for another object or another state of it than the stored one.
+fn check_identity(call: &Call, new: &Value, old: &Value) -> Result<(), Failure> {
     let (uid, old_uid) = (metadata_str(new, "uid"), metadata_str(old, "uid"));
     if !uid.is_empty() && uid != old_uid {
         let key = call.key();
@@ -349,12 +350,12 @@ fn check_identity(call: &Call, new: &Value, old: &Value) -> Result<bool, Failure
                 &[fault],
             ));
         }
-        return Ok(false);
+        return Ok(());
     }
     if revision != metadata_str(old, "resourceVersion") {
         return Err(call.modified());
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Kinds whose updates must say which state they change: leases, for which writers race by design.
