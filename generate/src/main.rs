@@ -63,6 +63,7 @@ fn roots(generator: &mut SchemaGenerator) -> Vec<Root> {
         root::<k::rbac::v1::ClusterRole>(generator),
         root::<k::rbac::v1::RoleBinding>(generator),
         root::<k::rbac::v1::Role>(generator),
+        root::<k::scheduling::v1::PriorityClass>(generator),
         root::<k::coordination::v1::Lease>(generator),
         root::<k::discovery::v1::EndpointSlice>(generator),
     ]

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::groups::{apps, authentication, coordination, core, discovery, events, policy, rbac};
+use crate::groups::{apps, authentication, coordination, core, discovery, events, policy, rbac, scheduling};
 use crate::names::{self, NameCheck};
 use crate::table::Heading;
 use crate::{Fault, metadata};
@@ -69,6 +69,7 @@ pub(crate) fn of(group: &str, kind: &str) -> &'static Rules {
         ("rbac.authorization.k8s.io", "ClusterRole") => &rbac::role::CLUSTER_ROLE,
         ("rbac.authorization.k8s.io", "RoleBinding") => &rbac::binding::ROLE_BINDING,
         ("rbac.authorization.k8s.io", "ClusterRoleBinding") => &rbac::binding::CLUSTER_ROLE_BINDING,
+        ("scheduling.k8s.io", "PriorityClass") => &scheduling::priority_class::RULES,
         _ => &Rules::PLAIN,
     }
 }

@@ -70,6 +70,11 @@ impl Heading {
         Heading { kind: "integer", ..self }
     }
 
+    /// The same column, of yes and no.
+    pub(crate) const fn boolean(self) -> Heading {
+        Heading { kind: "boolean", ..self }
+    }
+
     pub(crate) fn column(&self) -> Column {
         let description = match self.says {
             Says::Text(text) => Cow::Borrowed(text),

@@ -8,3 +8,4 @@ pub(crate) mod discovery;
 pub(crate) mod events;
 pub(crate) mod policy;
 pub(crate) mod rbac;
+pub(crate) mod scheduling;

@@ -112,13 +112,13 @@ fn port(port: &Value, named: bool, path: Path<'_>, faults: &mut Vec<Fault>) {
 fn cells(endpoints: &Value, now: Timestamp) -> Vec<Value> {
     let mut all = Vec::new();
     for subset in list(endpoints, "subsets") {
-        let addresses = list(subset, "addresses").iter().map(|address| text(address, "ip"));
+        let addresses = || list(subset, "addresses").iter().map(|address| text(address, "ip"));
         let ports = list(subset, "ports");
-        for address in addresses {
-            if ports.is_empty() {
-                all.push(address.to_owned());
-            }
-            all.extend(ports.iter().map(|port| match address.contains(':') {
+        if ports.is_empty() {
+            all.extend(addresses().map(str::to_owned));
+        }
+        for port in ports {
+            all.extend(addresses().map(|address| match address.contains(':') {
                 true => format!("[{address}]:{}", port["port"]),
                 false => format!("{address}:{}", port["port"]),
             }));

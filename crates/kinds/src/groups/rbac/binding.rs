@@ -19,7 +19,7 @@ pub(crate) const ROLE_BINDING: Rules = Rules {
     validate_update: |new, old, _, faults| validate_update(new, old, true, faults),
     columns: &[
         Heading::NAME,
-        Heading::of("Role", "io.k8s.api.rbac.v1.RoleBinding", "roleRef"),
+        Heading::text("Role", "RoleRef can reference a Role in the current namespace or a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error."),
         Heading::AGE,
         Heading::text("Users", "Users in the roleBinding").wide(),
         Heading::text("Groups", "Groups in the roleBinding").wide(),
@@ -36,7 +36,7 @@ pub(crate) const CLUSTER_ROLE_BINDING: Rules = Rules {
     validate_update: |new, old, _, faults| validate_update(new, old, false, faults),
     columns: &[
         Heading::NAME,
-        Heading::of("Role", "io.k8s.api.rbac.v1.ClusterRoleBinding", "roleRef"),
+        Heading::text("Role", "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error."),
         Heading::AGE,
         Heading::text("Users", "Users in the clusterRoleBinding").wide(),
         Heading::text("Groups", "Groups in the clusterRoleBinding").wide(),
