@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -14,6 +15,7 @@ use lifecycle::Drain;
 use parking_lot::Mutex;
 use serde_json::Value;
 use store::{Key, Store};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::authorize::roles::{self, Roles};
 use crate::authorize::{Authorizer, require};
@@ -31,6 +33,13 @@ use crate::{
 
 /// Bytes of a request body; upstream's limit.
 pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// How long a body may take to arrive; upstream's limit for a whole request.
+const TIMEOUT_BODY: Duration = Duration::from_secs(60);
+/// Requests from the network that may hold a body at once; more wait, so that the memory they take
+/// is bounded.
+const BODIES: usize = 256;
+/// How long a request waits for its turn before it is told to come again.
+const TIMEOUT_TURN: Duration = Duration::from_secs(30);
 /// Warnings on one answer, so that the head of the answer stays small.
 const WARNINGS: usize = 32;
 
@@ -46,6 +55,7 @@ pub(crate) struct Core {
     resources: HashMap<String, Arc<Resource>>,
     by_kind: HashMap<String, Arc<Resource>>,
     started: AtomicBool,
+    bodies: Semaphore,
 }
 
 /// A kind with what is worked out from it once.
@@ -170,6 +180,7 @@ impl Core {
             resources,
             by_kind,
             started: AtomicBool::new(false),
+            bodies: Semaphore::new(BODIES),
         })
     }
 
@@ -405,6 +416,7 @@ async fn answer(
         warnings: Mutex::default(),
         core,
     };
+    let _turn = turn(&call, &parts).await?;
     let answered = dispatch(&call, Request::from_parts(parts, body)).await;
     let mut response = answered.unwrap_or_else(Failure::into_response);
     for warning in call.warnings.lock().iter() {
@@ -414,6 +426,29 @@ async fn answer(
         }
     }
     Ok(response)
+}
+
+/// Waits until the request may bring its body. Callers inside the process have their bodies in
+/// memory already, and streams have none.
+async fn turn<'a>(
+    call: &'a Call,
+    parts: &http::request::Parts,
+) -> Result<Option<SemaphorePermit<'a>>, Failure> {
+    let from_network = parts.extensions.get::<Certified>().is_some();
+    let has_body = matches!(
+        call.info.verb,
+        "create" | "update" | "patch" | "delete" | "deletecollection"
+    );
+    if !from_network || !has_body || call.headers.contains_key(header::UPGRADE) {
+        return Ok(None);
+    }
+    match tokio::time::timeout(TIMEOUT_TURN, call.core.bodies.acquire()).await {
+        Ok(Ok(permit)) => Ok(Some(permit)),
+        _ => Err(Failure::too_many_requests(
+            "too many requests, please try again later",
+            1,
+        )),
+    }
 }
 
 fn authenticate(core: &Core, parts: &http::request::Parts) -> Result<Arc<Caller>, Failure> {
@@ -527,21 +562,20 @@ async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>,
     }
 }
 
-/// The whole body of a request, up to the limit.
+/// The whole body of a request, up to the limit, if it arrives in time.
 pub(crate) async fn read_body(request: Request<Body>) -> Result<Bytes, Failure> {
-    let declared = request
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > BODY_LIMIT) {
-        return Err(Failure::too_large());
-    }
     let limited = http_body_util::Limited::new(request.into_body(), BODY_LIMIT);
-    match http_body_util::BodyExt::collect(limited).await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(Failure::too_large()),
-        Err(error) => Err(Failure::bad_request(format!(
+    let collected = http_body_util::BodyExt::collect(limited);
+    match tokio::time::timeout(TIMEOUT_BODY, collected).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(Failure::too_large())
+        }
+        Ok(Err(error)) => Err(Failure::bad_request(format!(
             "read the request body: {error}"
         ))),
+        Err(_) => Err(Failure::timeout(
+            "request did not complete within the allotted timeout",
+        )),
     }
 }

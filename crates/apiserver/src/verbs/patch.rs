@@ -148,24 +148,38 @@ pub(crate) async fn through(
     }
     change::update(call, &options, sub, |old| {
         let mut new = patch.apply(call, old, &options, sub)?;
-        check_result(call, &mut new, &options)?;
+        body::set_types(call, &call.resource, &mut new)?;
+        let completed = body::complete(call, &call.resource, &mut new, None, options.validation);
+        if let Err(why) = completed {
+            if applies {
+                return Err(not_converted(call, &why));
+            }
+            // Patched again, because what is shown is the object before it was completed.
+            let shown = patch.apply(call, old, &options, sub)?.to_string();
+            let fault = fault("patch", FaultReason::Invalid, shown, why);
+            return Err(Failure::invalid("", "", "", &[fault]));
+        }
+        update::check_name(call, &new)?;
+        update::check_namespace(call, &mut new)?;
         Ok(new)
     })
     .await?
     .answer(call, StatusCode::OK)
 }
 
-/// The patched object must still be one of the kind, and the same one.
-fn check_result(call: &Call, new: &mut Value, options: &WriteOptions) -> Result<(), Failure> {
+/// 500 of an applied configuration whose values have other types than the kind says.
+fn not_converted(call: &Call, why: &str) -> Failure {
     let resource = &call.resource;
-    body::set_types(call, resource, new)?;
-    let shown = new.clone();
-    body::complete(call, resource, new, None, options.validation).map_err(|why| {
-        let shown = fault("patch", FaultReason::Invalid, shown.to_string(), why);
-        Failure::invalid("", "", "", &[shown])
-    })?;
-    update::check_name(call, new)?;
-    update::check_namespace(call, new)
+    let (namespace, name) = (&call.info.namespace, &call.info.name);
+    let (kind, api_version) = (resource.kind.kind(), &resource.api_version);
+    let group_version = if resource.kind.group().is_empty() {
+        format!("/{api_version}")
+    } else {
+        api_version.clone()
+    };
+    Failure::plain_internal(format!(
+        "failed to convert new object ({namespace}/{name}; {group_version}, Kind={kind}) to proper version: unable to convert unstructured object to {group_version}, Kind={kind}: {why}"
+    ))
 }
 
 /// A configuration must say what it configures.
@@ -213,7 +227,8 @@ async fn create(
     }
     let mut object = apply(call, None, config, options, None)?;
     members(&mut object, "metadata").insert("name".into(), call.info.name.as_str().into());
-    check_result(call, &mut object, options)?;
+    body::complete(call, &call.resource, &mut object, None, options.validation)
+        .map_err(|why| not_converted(call, &why))?;
     change::create(call, object, options)
         .await?
         .answer(call, StatusCode::CREATED)

@@ -6,5 +6,6 @@ mod identity;
 mod patches;
 mod reads;
 mod services;
+mod streams;
 mod watches;
 mod writes;
