@@ -15,13 +15,14 @@ use tokio::io::AsyncReadExt as _;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cgroup::{CgroupError, Cgroups};
 use crate::descriptors;
 use crate::protocol::{
     Answer, Call, Event, FrameTooLong, Message, Refusal, Request, frame, take_frame,
 };
 use crate::record::{
     ContainerRecord, RecordError, SandboxRecord, boot, read_container_records, read_sandbox,
-    write_sandbox,
+    write_container, write_sandbox,
 };
 use crate::spec::{ContainerSpec, ContainerState, ExecSpec, SandboxSpec};
 
@@ -43,6 +44,9 @@ pub enum KeeperError {
     /// Reading or writing the sandbox's files.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// Removing what a dead keeper left.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// There is one already.
     #[error("{0} holds a sandbox already")]
     Exists(PathBuf),
@@ -93,6 +97,55 @@ pub struct Dead {
     pub sandbox: SandboxRecord,
     /// Its containers as the keeper last knew them.
     pub containers: Vec<ContainerRecord>,
+}
+
+impl Dead {
+    /// Puts things in order after a keeper that was killed: what it left running is killed and its
+    /// cgroups are removed, and containers that were running have exited with 255, as nobody saw how.
+    /// Repeating it is harmless. It waits for the kernel; not for a thread that others wait for.
+    pub fn bury(&mut self, directory: &Path, cgroups: &Cgroups) -> Result<(), KeeperError> {
+        let here = self.sandbox.boot == boot();
+        if here {
+            cgroups.kill(&self.sandbox.spec.cgroup);
+            cgroups.remove(&self.sandbox.spec.cgroup)?;
+        }
+        for container in &mut self.containers {
+            if let ContainerState::Running { started_at, .. } = container.state {
+                container.state = ContainerState::Exited {
+                    code: 255,
+                    signal: None,
+                    oom_killed: false,
+                    started_at: Some(started_at),
+                    finished_at: Timestamp::now(),
+                    message: None,
+                };
+                write_container(directory, container)?;
+            }
+        }
+        // So that it is not asked whether it lives again.
+        let _ = std::fs::remove_file(directory.join("keeper.sock"));
+        Ok(())
+    }
+
+    /// Forgets a container of a sandbox without a keeper.
+    pub fn remove_container(directory: &Path, container: &str) -> Result<(), KeeperError> {
+        let base = directory.join("containers");
+        let failed = |path: PathBuf| {
+            |source: io::Error| KeeperError::Record(RecordError::Write { path, source })
+        };
+        let absent = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        };
+        let files = base.join(container);
+        std::fs::remove_dir_all(&files)
+            .or_else(absent)
+            .map_err(failed(files))?;
+        let record = base.join(format!("{container}.json"));
+        std::fs::remove_file(&record)
+            .or_else(absent)
+            .map_err(failed(record))
+    }
 }
 
 /// The ends of a process's streams that are the daemon's. They are blocking descriptors of pipes

@@ -1,0 +1,180 @@
+//! One sandbox as the engine knows it, and what its keeper says about it.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use runtime::{ContainerRecord, Keeper};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::api::{ContainerId, ContainerStatus, Labels, SandboxId, SandboxSpec, SandboxStatus};
+use crate::convert;
+
+/// What the engine notes in a sandbox's record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SandboxNote {
+    pub(crate) spec: SandboxSpec,
+}
+
+/// `engine.json`: what is known only when a sandbox has been made.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Made {
+    pub(crate) address: Option<Ipv4Addr>,
+}
+
+/// What the engine notes in a container's record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct ContainerNote {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) image_id: String,
+    pub(crate) stop_signal: i32,
+    pub(crate) labels: Labels,
+}
+
+pub(crate) struct Sandbox {
+    pub(crate) id: SandboxId,
+    pub(crate) directory: PathBuf,
+    pub(crate) cgroup: String,
+    pub(crate) spec: SandboxSpec,
+    pub(crate) created_at: Timestamp,
+    pub(crate) address: Option<Ipv4Addr>,
+    /// Held while it is being stopped or removed.
+    pub(crate) ending: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+struct State {
+    keeper: Option<Keeper>,
+    containers: BTreeMap<ContainerId, Container>,
+}
+
+/// One container, cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Container {
+    pub(crate) record: Arc<ContainerRecord>,
+    pub(crate) note: Arc<ContainerNote>,
+    pub(crate) state: watch::Sender<runtime::ContainerState>,
+}
+
+impl Container {
+    /// `None` for a record that this engine did not write.
+    pub(crate) fn new(record: ContainerRecord) -> Option<Container> {
+        let note = serde_json::from_value(record.spec.note.clone()).ok()?;
+        Some(Container {
+            state: watch::Sender::new(record.state.clone()),
+            record: Arc::new(record),
+            note: Arc::new(note),
+        })
+    }
+
+    pub(crate) fn id(&self) -> ContainerId {
+        ContainerId(self.record.spec.id.clone())
+    }
+
+    pub(crate) fn status(&self, sandbox: &SandboxId) -> ContainerStatus {
+        ContainerStatus {
+            id: self.id(),
+            sandbox: sandbox.clone(),
+            name: self.note.name.clone(),
+            image: self.note.image.clone(),
+            image_id: self.note.image_id.clone(),
+            state: convert::state(&self.state.borrow()),
+            created_at: self.record.created_at,
+            log_path: self.record.spec.log_path.clone().unwrap_or_default(),
+            labels: self.note.labels.clone(),
+        }
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn new(
+        id: SandboxId,
+        directory: PathBuf,
+        record: &runtime::SandboxRecord,
+        spec: SandboxSpec,
+        address: Option<Ipv4Addr>,
+        keeper: Option<Keeper>,
+    ) -> Sandbox {
+        Sandbox {
+            id,
+            directory,
+            cgroup: record.spec.cgroup.clone(),
+            spec,
+            created_at: record.created_at,
+            address,
+            ending: tokio::sync::Mutex::default(),
+            state: Mutex::new(State {
+                keeper,
+                containers: BTreeMap::new(),
+            }),
+        }
+    }
+
+    /// Its keeper, while it lives.
+    pub(crate) fn keeper(&self) -> Option<Keeper> {
+        self.state.lock().keeper.clone()
+    }
+
+    pub(crate) fn forget_keeper(&self) {
+        self.state.lock().keeper = None;
+    }
+
+    pub(crate) fn insert(&self, container: Container) {
+        self.state
+            .lock()
+            .containers
+            .insert(container.id(), container);
+    }
+
+    pub(crate) fn forget(&self, id: &ContainerId) {
+        self.state.lock().containers.remove(id);
+    }
+
+    pub(crate) fn container(&self, id: &ContainerId) -> Option<Container> {
+        self.state.lock().containers.get(id).cloned()
+    }
+
+    pub(crate) fn containers(&self) -> Vec<Container> {
+        self.state.lock().containers.values().cloned().collect()
+    }
+
+    pub(crate) fn status(&self) -> SandboxStatus {
+        let state = self.state.lock();
+        let mut containers: Vec<_> = state
+            .containers
+            .values()
+            .map(|container| container.status(&self.id))
+            .collect();
+        containers.sort_by_key(|container| container.created_at);
+        SandboxStatus {
+            id: self.id.clone(),
+            alive: state.keeper.is_some(),
+            address: self.address,
+            created_at: self.created_at,
+            labels: self.spec.labels.clone(),
+            containers,
+        }
+    }
+}
+
+/// Takes over a newer state; states only go forwards, whatever way the news came. False if it is
+/// no news.
+pub(crate) fn advance(container: &Container, state: &runtime::ContainerState) -> bool {
+    let age = |state: &runtime::ContainerState| match state {
+        runtime::ContainerState::Created => 0,
+        runtime::ContainerState::Running { .. } => 1,
+        runtime::ContainerState::Exited { .. } => 2,
+    };
+    container.state.send_if_modified(|known| {
+        let newer = age(state) > age(known);
+        if newer {
+            known.clone_from(state);
+        }
+        newer
+    })
+}
