@@ -5,7 +5,7 @@
 //! `linux/netfilter/nfnetlink_conntrack.h`.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::Frontend;
 use crate::netlink::{ACK, Attributes, Batch, Connection, Refused};
@@ -28,8 +28,7 @@ struct Tuple {
     protocol: u8,
 }
 
-/// Deletes the entries of connections to frontends that were led to backends which are gone.
-/// Returns how many there were.
+/// Deletes the entries of connections that go where they should not any more. Returns how many there were.
 pub(crate) fn forget(connection: &mut Connection, stale: &[Stale]) -> Result<usize, Refused> {
     let gone: HashSet<Stale> = stale.iter().copied().collect();
     let mut doomed: Vec<Vec<u8>> = Vec::new();
@@ -68,7 +67,12 @@ fn is_stale<'a>(attributes: &'a [u8], gone: &HashSet<Stale>) -> Option<&'a [u8]>
     let reply = read(Attributes::find(attributes, TUPLE_REPLY)?)?;
     let protocol = crate::Protocol::from_number(original.protocol)?;
     let (address, port) = original.destination;
-    let backend = std::net::SocketAddrV4::new(reply.source.0, reply.source.1);
+    let backend = Some(SocketAddrV4::new(reply.source.0, reply.source.1));
+    let backend = if reply.source == original.destination {
+        None
+    } else {
+        backend
+    };
     [Some(address), None]
         .into_iter()
         .map(|address| Stale {

@@ -298,13 +298,12 @@ impl Connection {
                     each(message.kind, message.payload);
                     continue;
                 }
-                if let Some(error) = message.error() {
-                    if first
+                if let Some(error) = message.error()
+                    && first
                         .as_ref()
                         .is_none_or(|(sequence, _)| message.sequence < *sequence)
-                    {
-                        first = Some((message.sequence, error));
-                    }
+                {
+                    first = Some((message.sequence, error));
                 }
             }
         }

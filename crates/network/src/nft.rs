@@ -332,12 +332,15 @@ pub(crate) fn chains(connection: &mut Connection, table: &str) -> Result<Vec<Str
     Ok(found)
 }
 
-/// Keys and data of all elements of a set or map; for a verdict, the name of the chain it leads to.
+/// Key and datum of an element that was read back; for a verdict, the name of the chain it leads to.
+pub(crate) type Pair = (Vec<u8>, Vec<u8>);
+
+/// All elements of a set or map.
 pub(crate) fn elements(
     connection: &mut Connection,
     table: &str,
     set: &str,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Refused> {
+) -> Result<Vec<Pair>, Refused> {
     let mut found = Vec::new();
     fn value(entry: &[u8], kind: u16) -> Option<Vec<u8>> {
         let datum = Attributes::find(entry, kind)?;

@@ -36,11 +36,12 @@ struct Programmed {
     unserved: Unserved,
 }
 
-/// A connection that must be forgotten: its backend is no more.
+/// Connections that must be forgotten: they go to a backend that is no more, or (`None`) stayed with
+/// the frontend's own address from before it led anywhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Stale {
     pub(crate) frontend: Frontend,
-    pub(crate) backend: SocketAddrV4,
+    pub(crate) backend: Option<SocketAddrV4>,
 }
 
 /// What a batch cost; for tests and the log.
@@ -368,7 +369,8 @@ impl Program {
                 continue;
             }
             self.compare(&frontend, old, new.as_ref(), &mut difference);
-            stale.extend(stale_backends(&frontend, old, new.as_ref()));
+            let refused_before = self.in_range(&frontend);
+            stale.extend(stale_backends(&frontend, old, new.as_ref(), refused_before));
             next.push((frontend, new));
         }
         if next.is_empty() {
@@ -496,6 +498,14 @@ impl Program {
         })
     }
 
+    /// Whether the frontend lies where everything that is not served is refused.
+    fn in_range(&self, frontend: &Frontend) -> bool {
+        let service_cidr = self.shape.service_cidr;
+        frontend
+            .address
+            .is_some_and(|address| service_cidr.contains(address))
+    }
+
     /// Adds what must change for one frontend.
     fn compare(
         &self,
@@ -510,9 +520,7 @@ impl Program {
             rewrite_source: false,
             unserved: Unserved::Refuse,
         };
-        let in_range = frontend
-            .address
-            .is_some_and(|address| self.shape.service_cidr.contains(address));
+        let in_range = self.in_range(frontend);
         let one = |yes: bool| {
             if yes {
                 vec![table::frontend_element(frontend)]
@@ -587,11 +595,14 @@ fn class_of(frontend: &Frontend, entry: &Programmed) -> Option<Class> {
     (count > 0).then(|| Class::new(frontend, count, entry.affinity))
 }
 
-/// UDP has no end of a connection: clients of a backend that went would go on talking to nobody.
+/// UDP has no end of a connection: clients of a backend that went would go on talking to nobody. So
+/// would those who were answered by the machine itself; in the service range nobody is
+/// (`refused_before`).
 fn stale_backends(
     frontend: &Frontend,
     old: Option<&Programmed>,
     new: Option<&Programmed>,
+    refused_before: bool,
 ) -> Vec<Stale> {
     if frontend.protocol != Protocol::Udp {
         return Vec::new();
@@ -599,11 +610,19 @@ fn stale_backends(
     let new = new.map_or(&[][..], |new| &new.backends);
     let old = old.map_or(&[][..], |old| &old.backends);
     let gone = old.iter().filter(|backend| !new.contains(backend));
-    gone.map(|backend| Stale {
-        frontend: *frontend,
-        backend: *backend,
-    })
-    .collect()
+    let mut stale: Vec<Stale> = gone
+        .map(|backend| Stale {
+            frontend: *frontend,
+            backend: Some(*backend),
+        })
+        .collect();
+    if old.is_empty() && !new.is_empty() && !refused_before {
+        stale.push(Stale {
+            frontend: *frontend,
+            backend: None,
+        });
+    }
+    stale
 }
 
 /// The new backends in places that differ least from the old ones: who stays keeps its place, who

@@ -1,0 +1,159 @@
+//! Starting again, two at once, and leaving nothing.
+
+use super::*;
+
+#[test]
+fn a_daemon_that_was_killed_finds_everything_and_repairs_what_is_not() {
+    on_a_machine(|config| async move {
+        let before = Network::open(config.clone()).await.expect("opens");
+        let stays = Pod::attach(&before, "stays").await;
+        let goes = Pod::attach(&before, "goes").await;
+        let backend = stays.serve(80);
+        let vip = port(tcp(Some(VIP), 80), &[backend]);
+        let node_port = port(tcp(None, 30_080), &[backend]);
+        let old = port(tcp(Some(VIP), 81), &[backend]);
+        let mut changes = service("default/web", vec![vip.clone(), node_port.clone()]);
+        changes.extend(service("default/old", vec![old]));
+        before.change_services(changes).await.expect("programs");
+        let published = PublishedPort {
+            frontend: tcp(None, 8080),
+            port: 80,
+        };
+        before
+            .publish("stays", vec![published])
+            .await
+            .expect("publishes");
+        let at = |port| SocketAddr::from((VIP, port));
+
+        let mut connection = Connection::open(libc::NETLINK_ROUTE).expect("a socket");
+        let mut batch = Batch::default();
+        let way = route::Way::Link {
+            index: route::index_of_existing(&mut connection, "wharf0").expect("the bridge"),
+            source: Some(NODE),
+        };
+        route::remove_route(&mut batch, config.service_cidr, &way);
+        connection
+            .execute(&batch)
+            .expect("somebody removes a route");
+
+        let after = Network::open(config.clone()).await.expect("opens again");
+        assert_eq!(after.attachments(), before.attachments());
+        for port in [80, 81] {
+            assert_eq!(
+                get(at(port))
+                    .expect("services go on before they are known")
+                    .name,
+                "stays"
+            );
+        }
+        let (_, cost) = after
+            .0
+            .program
+            .lock()
+            .replace(service("default/web", vec![vip.clone(), node_port]))
+            .expect("programs");
+        assert_eq!(
+            cost.elements, 2,
+            "only what differs is sent: one service less"
+        );
+        get(at(81)).expect_err("the service that went meanwhile is gone");
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 8080));
+        assert_eq!(get(local).expect("published port").name, "stays");
+
+        after
+            .release_except(["stays".to_owned()])
+            .await
+            .expect("releases");
+        let ids: Vec<_> = after
+            .attachments()
+            .into_iter()
+            .map(|attachment| attachment.id)
+            .collect();
+        assert_eq!(ids, ["stays"]);
+        let gone = get(SocketAddr::from((goes.address, 80))).expect_err("cut off");
+        assert_eq!(gone.kind(), std::io::ErrorKind::HostUnreachable);
+        let next = Pod::attach(&after, "next").await;
+        assert_ne!(next.address, goes.address, "an address rests after use");
+
+        // Somebody flushes all rules of the machine.
+        after.0.program.lock().remove().expect("removes");
+        after
+            .change_services(service(
+                "default/other",
+                vec![port(tcp(Some(VIP), 82), &[backend])],
+            ))
+            .await
+            .expect("builds everything anew");
+        for port in [80, 82] {
+            assert_eq!(
+                get(at(port)).expect("all services are there again").name,
+                "stays"
+            );
+        }
+    });
+}
+
+#[test]
+fn closing_with_removal_leaves_nothing() {
+    on_a_machine(|config| async move {
+        let routes = || {
+            let mut connection = Connection::open(libc::NETLINK_ROUTE).expect("a socket");
+            route::routes(&mut connection).expect("lists")
+        };
+        let before = routes();
+        let network = Network::open(config.clone()).await.expect("opens");
+        let pod = Pod::attach(&network, "pod").await;
+        let backend = SocketAddrV4::new(pod.address, 80);
+        let change = service("default/web", vec![port(tcp(Some(VIP), 80), &[backend])]);
+        network.change_services(change).await.expect("programs");
+        network.close(false).await.expect("closes");
+        assert_eq!(link_names(), ["wharf0", "wharfv2"], "containers go on");
+        let network = Network::open(config.clone()).await.expect("opens again");
+        network.close(true).await.expect("removes");
+        assert_eq!(link_names(), Vec::<String>::new());
+        assert_eq!(chain_names(), Vec::<String>::new());
+        assert_eq!(routes(), before);
+        assert!(!config.state_dir.exists());
+    });
+}
+
+#[test]
+fn two_instances_on_one_machine_do_not_meet() {
+    on_a_machine(|config| async move {
+        let mut other = config.clone();
+        other.instance = "wharf-0a1b2c".to_owned();
+        other.state_dir = config.state_dir.with_extension("other");
+        let network = Network::open(config).await.expect("opens");
+        let overlap = Network::open(other.clone())
+            .await
+            .err()
+            .expect("same addresses")
+            .to_string();
+        assert!(
+            overlap.contains("10.244.0.0/24 overlaps with 10.244.0.0/24"),
+            "{overlap}"
+        );
+        other.node_address = Ipv4Addr::new(10, 144, 0, 1);
+        other.pod_subnet = "10.144.0.0/24".parse().expect("a network");
+        other.pod_cidr = "10.144.0.0/16".parse().expect("a network");
+        let overlap = Network::open(other.clone())
+            .await
+            .err()
+            .expect("same services")
+            .to_string();
+        assert!(overlap.contains("--service-cidr"), "{overlap}");
+        other.service_cidr = "10.97.0.0/16".parse().expect("a network");
+        let second = Network::open(other).await.expect("opens beside");
+        let one = Pod::attach(&network, "one").await;
+        let two = Pod::attach(&second, "two").await;
+        let backend = one.serve(80);
+        let change = service("default/web", vec![port(tcp(Some(VIP), 80), &[backend])]);
+        network.change_services(change).await.expect("programs");
+        assert_eq!(two.get(backend).expect("across").name, "one");
+        second.close(true).await.expect("removes");
+        assert_eq!(
+            get(SocketAddr::from((VIP, 80))).expect("still there").name,
+            "one"
+        );
+    });
+}
