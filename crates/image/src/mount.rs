@@ -131,3 +131,70 @@ pub(crate) fn detach(path: &Path) -> io::Result<()> {
     }
     Err(Errno::BUSY.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    type Mount = fn(&Overlay<'_>, &str, &Path) -> io::Result<()>;
+
+    /// Mounts so many layers, each with a file of its own and one that the uppermost wins.
+    fn check(mount: Mount, layers: usize, above: &str) {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let base = place.path().join(above);
+        let directory = |name: &str| {
+            let path = base.join(name);
+            fs::create_dir_all(&path).expect("a directory");
+            path
+        };
+        let lower: Vec<PathBuf> = (0..layers)
+            .map(|layer| {
+                let path = directory(&format!("layer: {layer}, of many"));
+                fs::write(path.join(format!("own-{layer}")), "").expect("a file");
+                fs::write(path.join("shared"), layer.to_string()).expect("a file");
+                path
+            })
+            .collect();
+        let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
+        let (upper, work, target) = (directory("upper"), directory("work"), directory("target"));
+        let layers_of = Overlay {
+            lower: &lower,
+            upper: &upper,
+            work: &work,
+        };
+        assert!(!is_mounted(&target).expect("a directory"));
+        mount(&layers_of, "test", &target).expect("a mount");
+        assert!(is_mounted(&target).expect("a mount point"));
+        let names = fs::read_dir(&target).expect("a directory").count();
+        let shared = fs::read_to_string(target.join("shared")).expect("a file");
+        fs::write(target.join("new"), "").expect("a file");
+        detach(&target).expect("unmounted");
+        detach(&target).expect("nothing to do");
+        assert!(!is_mounted(&target).expect("a directory"));
+        assert_eq!((names, shared.as_str()), (layers + 1, "0"));
+        assert!(upper.join("new").exists());
+    }
+
+    fn by_descriptors(layers: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
+        Ok(overlay_by_descriptors(layers, source, target)?)
+    }
+
+    #[test]
+    fn both_ways_mount_the_same() {
+        for mount in [by_descriptors as Mount, overlay_by_page] {
+            check(mount, 1, "a");
+            check(mount, 128, "a:b,c d");
+        }
+    }
+
+    #[test]
+    fn long_paths_are_no_obstacle() {
+        let long = ["x".repeat(200), "y".repeat(200)].join("/");
+        for mount in [by_descriptors as Mount, overlay_by_page, overlay] {
+            check(mount, 3, &long);
+        }
+    }
+}

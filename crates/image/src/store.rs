@@ -130,6 +130,14 @@ impl Images {
     pub fn open(directory: impl Into<PathBuf>) -> Result<Images, OpenError> {
         let directory = directory.into();
         make_directory(&directory)?;
+        // Mounts outlive the working directory of this process.
+        let directory = directory
+            .canonicalize()
+            .map_err(|source| OpenError::Directory {
+                step: "find",
+                path: directory,
+                source,
+            })?;
         for below in ["configs", "empty", "layers", "roots", "tmp"] {
             make_directory(&directory.join(below))?;
         }

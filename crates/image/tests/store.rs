@@ -589,3 +589,48 @@ async fn a_load_that_nobody_waits_for_is_given_up() {
     assert!(images.list().is_empty());
     assert_eq!(census(&place), (0, 0, 0));
 }
+
+#[tokio::test]
+async fn loads_and_removals_side_by_side_leave_what_they_should() {
+    let place = place();
+    let images = open(&place);
+    let tasks: Vec<_> = (0..24)
+        .map(|task| {
+            let images = images.clone();
+            // Four images, each loaded six times over, half of them taken away again.
+            let archive = scratch(
+                &[&format!("n{task}:1")],
+                &[("/app", &format!("{}", task % 4))],
+            );
+            tokio::spawn(async move {
+                load(&images, &archive).await.expect("an image");
+                if task % 2 == 0 {
+                    let name = format!("n{task}:1");
+                    images
+                        .remove(&name, false, |_| None)
+                        .await
+                        .expect("its own name");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.expect("no panic");
+    }
+    // Tasks 0 and 2 of each four are the even ones: images 0 and 2 are gone, 1 and 3 have six names.
+    let names: Vec<usize> = images
+        .list()
+        .iter()
+        .map(|image| image.references.len())
+        .collect();
+    assert_eq!(names, [6, 6]);
+    assert_eq!(census(&place), (2, 2, 0));
+    for image in images.list() {
+        images.root(&image, image.id.short()).await.expect("a root");
+        let target = images.mount_root(image.id.short()).await.expect("a mount");
+        assert!(target.join("app").exists());
+        images.remove_root(image.id.short()).await.expect("removed");
+    }
+    drop(images);
+    assert_eq!(open(&place).list().len(), 2);
+}
