@@ -264,7 +264,10 @@ impl DirectoryWatch {
                 | inotify::WatchFlags::MOVED_FROM
                 | inotify::WatchFlags::DELETE_SELF,
         )?;
-        #[expect(unsafe_code, reason = "registering a descriptor needs a promise about it")]
+        #[expect(
+            unsafe_code,
+            reason = "registering a descriptor needs a promise about it"
+        )]
         // SAFETY: an `OwnedFd` names the same open descriptor for as long as it lives.
         let descriptor = unsafe { AsyncFd::register(descriptor) };
         Ok(DirectoryWatch(descriptor.map_err(io::Error::from)?))

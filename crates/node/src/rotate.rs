@@ -16,10 +16,7 @@ const FILES_MAX: usize = 5;
 pub(crate) async fn rotate_logs(context: &Context) {
     for sandbox in context.engine.sandboxes().await {
         for container in sandbox.containers {
-            let running = matches!(
-                container.state,
-                engine::ContainerState::Running { .. }
-            );
+            let running = matches!(container.state, engine::ContainerState::Running { .. });
             let log = &container.log_path;
             let is_long = || std::fs::metadata(log).is_ok_and(|found| found.len() > BYTES_MAX);
             if !running || !log.starts_with(&context.config.log_dir) || !is_long() {
