@@ -34,7 +34,7 @@ pub(crate) async fn run(context: Context) {
         client: context.client.clone(),
         recorder: context.recorder(),
         services: context.informers.of(),
-        pods: context.informers.of(),
+        pods: context.informers.pods(),
         endpoints: context.informers.of(),
     };
     controller.services.synced().await;

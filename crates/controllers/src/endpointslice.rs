@@ -48,7 +48,7 @@ pub(crate) async fn run(context: Context) {
         client: context.client.clone(),
         recorder: context.recorder(),
         services: context.informers.of(),
-        pods: context.informers.of(),
+        pods: context.informers.pods(),
         nodes: context.informers.of(),
         slices: context.informers.of(),
         slices_by_service: context

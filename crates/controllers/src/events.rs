@@ -10,7 +10,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, DeleteParams, ListParams, Preconditions};
 use tracing::debug;
 
-use crate::Context;
+use crate::{Clock, Context};
 
 /// Events per request.
 const PAGE: u32 = 500;
@@ -22,8 +22,8 @@ const RETRY: Duration = Duration::from_secs(60);
 pub(crate) async fn run(context: Context) {
     let lifetime = context.config.event_lifetime;
     loop {
-        let pause = match sweep(&context.client, lifetime).await {
-            Ok(oldest) => pause(oldest, lifetime, Timestamp::now()),
+        let pause = match sweep(&context.client, lifetime, &context.config.now).await {
+            Ok(oldest) => pause(oldest, lifetime, (context.config.now)()),
             Err(error) => {
                 debug!(%error, "could not look for old events");
                 RETRY
@@ -49,6 +49,7 @@ fn pause(oldest: Option<Timestamp>, lifetime: Duration, now: Timestamp) -> Durat
 async fn sweep(
     client: &kube::Client,
     lifetime: Duration,
+    clock: &Clock,
 ) -> Result<Option<Timestamp>, kube::Error> {
     let lifetime = SignedDuration::try_from(lifetime).unwrap_or(SignedDuration::MAX);
     let events: Api<Event> = Api::all(client.clone());
@@ -56,7 +57,7 @@ async fn sweep(
     let mut oldest = None;
     loop {
         let page = events.list(&params).await?;
-        let now = Timestamp::now();
+        let now = clock();
         for event in &page.items {
             let Some(written) = last_written(event) else {
                 continue;

@@ -143,8 +143,10 @@ fn source(context: &Context, resource: &Resource, kind: usize) -> (Look, Follow)
             }
         )*};
     }
+    if is::<Pod>(&resource.api) {
+        return through(context.informers.pods(), kind);
+    }
     whole!(
-        Pod,
         ReplicaSet,
         Deployment,
         Service,

@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use informer::{Change, Informer, Informers, Object, Recorder};
+use k8s_openapi::jiff::Timestamp;
 use lifecycle::Drain;
 use tracing::error;
 
@@ -57,7 +58,12 @@ pub struct Config {
     pub ended_pods_max: usize,
     /// How long events are kept.
     pub event_lifetime: Duration,
+    /// The time; a value, so that tests can stop it.
+    pub now: Clock,
 }
+
+/// Reads a clock.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 impl Config {
     /// Upstream's defaults.
@@ -71,6 +77,7 @@ impl Config {
             node_grace: Duration::from_secs(40),
             ended_pods_max: 12_500,
             event_lifetime: Duration::from_secs(3600),
+            now: Arc::new(Timestamp::now),
         }
     }
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use informer::{Action, Informer, Queue};
-use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition, Pod};
+use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::core::DynamicObject;
 
 use crate::discovery::{self, Resource};
-use crate::{Context, FIELD_MANAGER, follow, message_of};
+use crate::{Clock, Context, FIELD_MANAGER, follow, message_of};
 
 /// The finalizer that stands for this controller.
 const FINALIZER: &str = "kubernetes";
@@ -43,12 +43,14 @@ enum Error {
 #[derive(Clone)]
 struct Controller {
     client: kube::Client,
+    now: Clock,
     namespaces: Informer<Namespace>,
 }
 
 pub(crate) async fn run(context: Context) {
     let controller = Controller {
         client: context.client.clone(),
+        now: context.config.now.clone(),
         namespaces: context.informers.of(),
     };
     controller.namespaces.synced().await;
@@ -64,7 +66,7 @@ pub(crate) async fn run(context: Context) {
                 queue.add(meta.name.clone().unwrap_or_default());
             }
         }),
-        follow(context.informers.of::<Pod>(), |change| {
+        follow(context.informers.pods(), |change| {
             if let informer::Change::Deleted(pod) = change {
                 let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
                 if is_going(namespace) {
@@ -193,7 +195,7 @@ impl Controller {
         set_conditions(
             status.conditions.get_or_insert_default(),
             round,
-            Timestamp::now(),
+            (self.now)(),
         );
         if desired.status.as_ref() == Some(&old) {
             return Ok(desired);

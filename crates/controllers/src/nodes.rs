@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::{Context, FIELD_MANAGER, follow, pods};
+use crate::{Clock, Context, FIELD_MANAGER, follow, pods};
 
 /// A node that has never posted its conditions has this long to begin.
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
@@ -61,6 +61,7 @@ enum Error {
 #[derive(Clone)]
 struct Controller {
     client: kube::Client,
+    now: Clock,
     recorder: Recorder,
     nodes: Informer<Node>,
     pods: Informer<Pod>,
@@ -71,10 +72,11 @@ struct Controller {
 }
 
 pub(crate) async fn run(context: Context) {
-    let pods = context.informers.of::<Pod>();
+    let pods = context.informers.pods();
     let leases = context.informers.of::<Lease>();
     let controller = Controller {
         client: context.client.clone(),
+        now: context.config.now.clone(),
         recorder: context.recorder(),
         nodes: context.informers.of(),
         pods_by_node: pods.index_by("node", |pod| {
@@ -191,7 +193,7 @@ impl Controller {
             None => STARTUP_GRACE.max(self.grace),
         };
         if silent >= grace {
-            if let Some(unknown) = with_unknown(&node, Timestamp::now()) {
+            if let Some(unknown) = with_unknown(&node, (self.now)()) {
                 node = self.write_conditions(&unknown).await?;
                 if ready.as_deref() == Some("True") {
                     let message = format!("Node {name} status is now: NodeNotReady");
@@ -236,7 +238,7 @@ impl Controller {
             .as_ref()
             .and_then(|spec| spec.taints.clone())
             .unwrap_or_default();
-        let taints = taints_of(node, &known, Timestamp::now());
+        let taints = taints_of(node, &known, (self.now)());
         if taints == known {
             return Ok(());
         }
@@ -269,7 +271,7 @@ impl Controller {
             }
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
             let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
-            let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+            let now = Timestamp::from_second((self.now)().as_second()).unwrap_or_default();
             let patch = json!({
                 "metadata": {"uid": pod.metadata.uid},
                 "status": {"conditions": [
@@ -315,7 +317,7 @@ impl Controller {
             .as_ref()
             .and_then(|spec| spec.tolerations.as_deref());
         let (taints, tolerations) = (taints.unwrap_or_default(), tolerations.unwrap_or_default());
-        match stay(taints, tolerations, Timestamp::now()) {
+        match stay(taints, tolerations, (self.now)()) {
             Stay::ForEver => Ok(Action::Done),
             Stay::For(time) => Ok(Action::After(time)),
             Stay::NoLonger => {
@@ -334,7 +336,7 @@ impl Controller {
         let message = format!("Marking for deletion Pod {key}");
         self.recorder
             .event(pod, EventType::Normal, "TaintManagerEviction", message);
-        let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+        let now = Timestamp::from_second((self.now)().as_second()).unwrap_or_default();
         let patch = json!({
             "metadata": {"uid": pod.metadata.uid},
             "status": {"conditions": [{

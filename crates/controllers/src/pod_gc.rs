@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::json;
 
-use crate::{Context, follow, pods};
+use crate::{Clock, Context, follow, pods};
 
 /// How long a node must be gone before its pods are taken for lost.
 const QUARANTINE: Duration = Duration::from_secs(40);
@@ -24,6 +24,7 @@ enum Subject {
 #[derive(Clone)]
 struct Controller {
     client: kube::Client,
+    now: Clock,
     pods: Informer<Pod>,
     pods_by_node: Index<Pod>,
     nodes: Informer<Node>,
@@ -31,9 +32,10 @@ struct Controller {
 }
 
 pub(crate) async fn run(context: Context) {
-    let pods = context.informers.of::<Pod>();
+    let pods = context.informers.pods();
     let controller = Controller {
         client: context.client.clone(),
+        now: context.config.now.clone(),
         pods_by_node: pods.index_by("node", |pod| {
             pods::node_name(pod)
                 .map(str::to_owned)
@@ -133,7 +135,7 @@ impl Controller {
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         if !pods::has_ended(pod) {
-            let now = Timestamp::now().as_second();
+            let now = (self.now)().as_second();
             let patch = json!({
                 "metadata": {"uid": pod.metadata.uid},
                 "status": {"phase": "Failed", "conditions": [{

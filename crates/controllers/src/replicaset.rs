@@ -15,7 +15,7 @@ use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::core::SelectorExt;
 
 use crate::pods::{self, Availability};
-use crate::{Context, FIELD_MANAGER, claim, follow, message_of};
+use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of};
 
 /// Pods that are made or deleted in one go; the rest follows when these are seen.
 const BURST: usize = 500;
@@ -40,6 +40,7 @@ enum Error {
 #[derive(Clone)]
 struct Controller {
     client: kube::Client,
+    now: Clock,
     recorder: Recorder,
     sets: Informer<ReplicaSet>,
     pods: Informer<Pod>,
@@ -49,9 +50,10 @@ struct Controller {
 
 pub(crate) async fn run(context: Context) {
     let sets = context.informers.of::<ReplicaSet>();
-    let pods = context.informers.of::<Pod>();
+    let pods = context.informers.pods();
     let controller = Controller {
         client: context.client.clone(),
+        now: context.config.now.clone(),
         recorder: context.recorder(),
         sets_by_owner: claim::by_controller(&sets),
         pods_by_owner: claim::by_controller(&pods),
@@ -146,7 +148,7 @@ impl Controller {
             Ordering::Equal => Ok(()),
         };
 
-        let now = Timestamp::now();
+        let now = (self.now)();
         let status = status_of(&set, &active, terminating, kept.as_ref().err(), now);
         let written = self.write_status(&sets, &set, status).await?;
         kept?;
@@ -217,12 +219,7 @@ impl Controller {
         active: &[Arc<Pod>],
         count: usize,
     ) -> Result<(), Error> {
-        let doomed = choose(
-            active,
-            &self.per_node(set),
-            count.min(BURST),
-            Timestamp::now(),
-        );
+        let doomed = choose(active, &self.per_node(set), count.min(BURST), (self.now)());
         let answers = join_all(doomed.iter().map(|pod| async move {
             let params = DeleteParams {
                 preconditions: Some(Preconditions {

@@ -25,6 +25,7 @@ mod informers;
 mod queue;
 mod record;
 mod reflect;
+mod trim;
 
 pub use cache::{Index, Key};
 pub use changes::{Change, Changes};

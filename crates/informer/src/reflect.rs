@@ -40,11 +40,13 @@ pub(crate) enum Form {
 }
 
 /// Where the objects come from.
-pub(crate) struct Source {
+pub(crate) struct Source<K> {
     pub(crate) client: kube::Client,
     pub(crate) path: String,
     pub(crate) field_selector: Option<String>,
     pub(crate) form: Form,
+    /// Takes out of each object what nobody here reads.
+    pub(crate) trim: Option<fn(&mut K)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +87,7 @@ impl Error {
 }
 
 /// Runs until `drain` is signaled.
-pub(crate) async fn run<K: Object>(source: Source, cache: Arc<Cache<K>>, drain: Drain) {
+pub(crate) async fn run<K: Object>(source: Source<K>, cache: Arc<Cache<K>>, drain: Drain) {
     let mut revision = None;
     let mut pause = PAUSE_MIN;
     loop {
@@ -127,13 +129,9 @@ pub(crate) async fn run<K: Object>(source: Source, cache: Arc<Cache<K>>, drain: 
     }
 }
 
-impl Source {
+impl<K: Object> Source<K> {
     /// One list, if there is no place to go on from, and one watch.
-    async fn follow<K: Object>(
-        &self,
-        cache: &Cache<K>,
-        revision: &mut Option<String>,
-    ) -> Result<(), Error> {
+    async fn follow(&self, cache: &Cache<K>, revision: &mut Option<String>) -> Result<(), Error> {
         let mut place = match revision.take() {
             Some(place) => place,
             None => self.list(cache).await?,
@@ -145,7 +143,7 @@ impl Source {
         result
     }
 
-    async fn list<K: Object>(&self, cache: &Cache<K>) -> Result<String, Error> {
+    async fn list(&self, cache: &Cache<K>) -> Result<String, Error> {
         let mut objects = Vec::new();
         let mut params = ListParams {
             field_selector: self.field_selector.clone(),
@@ -163,7 +161,7 @@ impl Source {
                 .request(request.map_err(Error::Build)?)
                 .await
                 .map_err(Error::List)?;
-            objects.extend(page.items.into_iter().map(compact));
+            objects.extend(page.items.into_iter().map(|object| self.compact(object)));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => {
@@ -175,7 +173,7 @@ impl Source {
         }
     }
 
-    async fn watch<K: Object>(&self, cache: &Cache<K>, place: &mut String) -> Result<(), Error> {
+    async fn watch(&self, cache: &Cache<K>, place: &mut String) -> Result<(), Error> {
         let params = WatchParams {
             field_selector: self.field_selector.clone(),
             timeout: Some(WATCH_SECONDS),
@@ -201,11 +199,11 @@ impl Source {
             match event {
                 WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                     advance(place, object.meta().resource_version.as_deref());
-                    cache.apply(compact(object));
+                    cache.apply(self.compact(object));
                 }
                 WatchEvent::Deleted(object) => {
                     advance(place, object.meta().resource_version.as_deref());
-                    cache.delete(compact(object));
+                    cache.delete(self.compact(object));
                 }
                 WatchEvent::Bookmark(bookmark) => {
                     cache.reach(
@@ -222,20 +220,23 @@ impl Source {
         }
         Ok(())
     }
+
+    /// What the cache keeps of an object: without managed fields, which are a third of a pod and read
+    /// by nobody here; and cloned, because a decoded vector has room for more than it holds and its
+    /// clone has not.
+    fn compact(&self, mut object: K) -> Arc<K> {
+        object.meta_mut().managed_fields = None;
+        if let Some(trim) = self.trim {
+            trim(&mut object);
+        }
+        Arc::new(object.clone())
+    }
 }
 
 fn advance(place: &mut String, revision: Option<&str>) {
     if let Some(revision) = revision {
         revision.clone_into(place);
     }
-}
-
-/// What the cache keeps of an object: without managed fields, which are a third of a pod and read by
-/// nobody here; and cloned, because a decoded vector has room for more than it holds and its clone
-/// has not.
-fn compact<K: Object>(mut object: K) -> Arc<K> {
-    object.meta_mut().managed_fields = None;
-    Arc::new(object.clone())
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

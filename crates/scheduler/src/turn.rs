@@ -37,7 +37,7 @@ enum Error {
 /// Schedules pods until `drain` is signaled. `client` writes in the scheduler's name
 /// (`system:kube-scheduler`); `instance` tells schedulers apart in events, usually by their host.
 pub async fn run(informers: Informers, client: kube::Client, instance: &str, drain: Drain) {
-    let pods = informers.of::<Pod>();
+    let pods = informers.pods();
     let nodes = informers.of::<Node>();
     let namespaces = informers.of::<Namespace>();
     // A pod that is known to run where its node is not yet known would be counted on nothing.

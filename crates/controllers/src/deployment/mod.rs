@@ -18,7 +18,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::core::SelectorExt;
 
-use crate::{Context, FIELD_MANAGER, claim, follow, message_of};
+use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of};
 use plan::{Plan, Step};
 
 /// Deployments that are worked on at once.
@@ -45,6 +45,7 @@ enum Error {
 #[derive(Clone)]
 struct Controller {
     client: kube::Client,
+    now: Clock,
     recorder: Recorder,
     deployments: Informer<Deployment>,
     sets: Informer<ReplicaSet>,
@@ -56,6 +57,7 @@ pub(crate) async fn run(context: Context) {
     let sets = context.informers.of::<ReplicaSet>();
     let controller = Controller {
         client: context.client.clone(),
+        now: context.config.now.clone(),
         recorder: context.recorder(),
         deployments: deployments.clone(),
         sets_by_owner: claim::by_controller(&sets),
@@ -149,7 +151,7 @@ impl Controller {
             true
         })
         .await?;
-        let now = Timestamp::now();
+        let now = (self.now)();
         let mut plan = plan::plan(&deployment, &mine, now);
         let carried_out = self.carry_out(&sets, &deployment, &mut plan, now).await;
         let written = self.write_status(&deployments, &deployment, &plan).await?;
