@@ -634,3 +634,49 @@ async fn loads_and_removals_side_by_side_leave_what_they_should() {
     drop(images);
     assert_eq!(open(&place).list().len(), 2);
 }
+
+#[tokio::test]
+async fn a_full_disk_loses_nothing() {
+    let place = place();
+    let disk = place.path().join("images/roots/disk/rootfs");
+    fs::create_dir_all(&disk).expect("a directory");
+    // Where the guard of the place unmounts it.
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &disk, "tmpfs", flags, Some(c"size=2m")).expect("a small disk");
+    let images = Images::open(&disk).expect("a store");
+    load(&images, &scratch(&["small:1"], &[("/app", "1")]))
+        .await
+        .expect("an image");
+    let before = images.list();
+    let large = scratch(&["large:1"], &[("/app", &"x".repeat(3 << 20))]);
+    // Through a pipe there is no room for the archive; from a file, none for the layer.
+    let error = load(&images, &large)
+        .await
+        .expect_err("a full disk")
+        .to_string();
+    assert!(
+        error.contains("No space left on device") && error.contains("free some space"),
+        "{error}"
+    );
+    let file = place.path().join("archive");
+    fs::write(&file, &large).expect("a file");
+    let error = images
+        .load(file, LoadOptions::default())
+        .await
+        .expect_err("a full disk")
+        .to_string();
+    assert!(
+        error.contains("(blobs/sha256/") && error.contains(": app: No space left on device"),
+        "{error}"
+    );
+    assert_eq!(images.list(), before);
+    assert_eq!(
+        fs::read_dir(disk.join("tmp")).expect("a directory").count(),
+        0
+    );
+    load(&images, &scratch(&["small:2"], &[("/app", "2")]))
+        .await
+        .expect("there is room again");
+    drop(images);
+    assert_eq!(Images::open(&disk).expect("a store").list().len(), 2);
+}
