@@ -29,4 +29,4 @@ mod streams;
 mod user;
 
 pub use api::*;
-pub use local::{Config, LocalEngine, OpenError};
+pub use local::{CloseError, Config, LocalEngine, OpenError};

@@ -50,6 +50,17 @@ pub struct Config {
     pub network: Network,
 }
 
+/// Why an engine's cgroup stays.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseError {
+    /// They must be removed first.
+    #[error("{0} sandboxes have not been removed")]
+    Sandboxes(usize),
+    /// The cgroup cannot be removed.
+    #[error(transparent)]
+    Cgroup(#[from] runtime::cgroup::CgroupError),
+}
+
 /// Why an engine cannot work here.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -114,6 +125,23 @@ impl LocalEngine {
         futures::future::join_all(names.iter().map(|name| engine.adopt(name))).await;
         engine.remove_leftovers().await;
         Ok(engine)
+    }
+
+    /// Removes the instance's own cgroup, when all of its sandboxes have been removed. The engine
+    /// must not be used afterwards.
+    ///
+    /// # Errors
+    /// When something still runs in it.
+    pub fn close(&self) -> Result<(), CloseError> {
+        let inner = &self.0;
+        let left = inner.sandboxes.lock().len();
+        if left > 0 {
+            return Err(CloseError::Sandboxes(left));
+        }
+        inner
+            .cgroups
+            .remove(&format!("/{}", inner.config.instance))?;
+        Ok(())
     }
 
     async fn adopt(&self, name: &str) {

@@ -51,13 +51,6 @@ pub struct Resources {
     pub pids_limit: Option<i64>,
 }
 
-impl Resources {
-    /// Whether nothing is limited.
-    pub fn is_empty(&self) -> bool {
-        *self == Resources::default()
-    }
-}
-
 /// Where a container's root file system comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Root {

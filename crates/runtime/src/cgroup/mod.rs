@@ -109,6 +109,11 @@ impl Cgroups {
             }
             return Ok(());
         }
+        // Here and not by whoever comes first below: containers that begin side by side would find
+        // each other's directories without CPUs.
+        if let Some(hierarchy) = self.controller("cpuset") {
+            make_directories(&below(&hierarchy.mount, path))?;
+        }
         for (controller, file, value) in version_1_limits(resources) {
             let Some(hierarchy) = self.controller(controller) else {
                 continue;
@@ -124,9 +129,7 @@ impl Cgroups {
     pub fn join(&self, path: &str) -> Result<(), CgroupError> {
         check_path(path)?;
         for directory in self.directories(path) {
-            if !directory.exists() {
-                self.make(&directory, path)?;
-            }
+            self.make(&directory, path)?;
             write(&directory.join("cgroup.procs"), "0")?;
         }
         Ok(())
@@ -307,25 +310,33 @@ fn check_path(path: &str) -> Result<(), CgroupError> {
 }
 
 /// Makes a directory of version 1 with all above it. In the cpuset hierarchy a new directory has no
-/// CPUs, and nothing can join it until it has its parent's.
+/// CPUs, and nothing can join it until it has its parent's; one that exists may have been made by
+/// somebody who has not come to that yet.
 fn make_directories(directory: &Path) -> Result<(), CgroupError> {
-    if directory.exists() {
-        return Ok(());
+    if !directory.exists() {
+        if let Some(parent) = directory.parent() {
+            make_directories(parent)?;
+        }
+        make_directory(directory)?;
     }
-    if let Some(parent) = directory.parent() {
-        make_directories(parent)?;
-    }
-    make_directory(directory)?;
+    inherit_cpus(directory)
+}
+
+fn inherit_cpus(directory: &Path) -> Result<(), CgroupError> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let file_path = directory.join(file);
-        let Ok(own) = fs::read_to_string(&file_path) else {
-            continue;
+        let own_file = directory.join(file);
+        // Not the cpuset hierarchy.
+        let Ok(own) = fs::read_to_string(&own_file) else {
+            return Ok(());
         };
-        if own.trim().is_empty()
-            && let Some(parent) = directory.parent()
-            && let Ok(inherited) = fs::read_to_string(parent.join(file))
-        {
-            write(&file_path, inherited.trim())?;
+        if !own.trim().is_empty() {
+            continue;
+        }
+        if let Some(parent) = directory.parent() {
+            inherit_cpus(parent)?;
+            if let Ok(inherited) = fs::read_to_string(parent.join(file)) {
+                write(&own_file, inherited.trim())?;
+            }
         }
     }
     Ok(())

@@ -48,6 +48,8 @@ pub(super) struct Launching {
     pub(super) launcher: i32,
     pub(super) reports: Reports,
     pub(super) failure: Option<Refusal>,
+    /// What libcontainer logged first.
+    pub(super) cause: Option<String>,
     pub(super) deadline: Instant,
 }
 

@@ -121,6 +121,7 @@ impl Keeper {
                 Heard::Report(Report::Failed(refusal), _) => {
                     starting.failure.get_or_insert(refusal);
                 }
+                Heard::Report(Report::Cause(_), _) => {}
                 Heard::Report(Report::Terminal, terminal) => starting.far_ends.extend(terminal),
                 Heard::Report(Report::Process { pid }, _) => {
                     execution.pid = Some(pid);

@@ -11,7 +11,6 @@
 //! Nothing of it appears on the machine, and nothing of it can be left behind.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,6 +31,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount as mounts;
 
 use super::bundle::{Surroundings, bundle};
+use super::causes;
 use super::process::{
     Report, Reporter, become_command, find_program, leave, reason, reset_signals,
 };
@@ -56,6 +56,9 @@ pub(super) struct Launch<'a> {
 /// Runs in the forked child.
 pub(super) fn launch(job: Launch<'_>, reporter: Reporter) -> ! {
     reset_signals();
+    if let Ok(copy) = reporter.copy() {
+        causes::listen(copy);
+    }
     let reporter = Rc::new(reporter);
     if let Err(refusal) = run(job, &reporter) {
         reporter.tell(Report::Failed(refusal), &[]);
@@ -96,13 +99,7 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
     fs::create_dir_all(&state).map_err(|error| machine("make", state.display(), &error))?;
 
     let failed = |error: libcontainer::error::LibcontainerError| {
-        let mut message = format!("create container: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
-        Refusal::new(RefusalKind::Machine, message)
+        Refusal::new(RefusalKind::Machine, format!("create container: {error}"))
     };
     let mut builder = ContainerBuilder::new(spec.id.clone(), SyscallType::Linux)
         .with_executor(Program {

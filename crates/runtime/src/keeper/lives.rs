@@ -78,6 +78,7 @@ impl Keeper {
                     launcher,
                     reports,
                     failure: None,
+                    cause: None,
                     deadline: Instant::now() + TIMEOUT_LAUNCH,
                 });
                 Ok(())
@@ -99,6 +100,9 @@ impl Keeper {
                 Heard::Report(Report::Failed(refusal), _) => {
                     // The first is the cause.
                     launching.failure.get_or_insert(refusal);
+                }
+                Heard::Report(Report::Cause(cause), _) => {
+                    launching.cause.get_or_insert(cause);
                 }
                 Heard::Report(Report::Terminal, terminal) => {
                     if let Some(terminal) = terminal
@@ -127,7 +131,15 @@ impl Keeper {
         let Some(launching) = one.launch.take() else {
             return;
         };
-        let failure = launching.failure.or_else(|| {
+        let cause = launching.cause;
+        let with_cause = |mut refusal: Refusal| {
+            if let (RefusalKind::Machine, Some(cause)) = (refusal.kind, &cause) {
+                // Its own message says less and at greater length.
+                refusal.message = format!("create container: {cause}");
+            }
+            refusal
+        };
+        let failure = launching.failure.map(with_cause).or_else(|| {
             (one.record.state == ContainerState::Created).then(|| {
                 let message = "start container: the launcher was killed";
                 Refusal::new(RefusalKind::Machine, message)

@@ -13,6 +13,7 @@
 
 mod bundle;
 mod calls;
+mod causes;
 mod connection;
 mod container;
 mod dial;
@@ -141,9 +142,7 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
 
     let cgroups = Cgroups::detect()?;
     cgroups.join(&sandbox.spec.keeper_cgroup)?;
-    if !sandbox.spec.resources.is_empty() {
-        cgroups.create(&sandbox.spec.cgroup, &sandbox.spec.resources)?;
-    }
+    cgroups.create(&sandbox.spec.cgroup, &sandbox.spec.resources)?;
     namespaces::make(&sandbox.spec)?;
     let processes = if sandbox.spec.share_processes && !sandbox.spec.host_processes {
         Some(namespaces::hold_processes()?)

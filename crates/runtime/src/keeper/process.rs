@@ -26,6 +26,8 @@ pub(super) enum Report {
     Process { pid: i32 },
     /// The terminal's side for the keeper comes along.
     Terminal,
+    /// What libcontainer has to say about a failure that is going to be told.
+    Cause(String),
     /// It cannot be done.
     Failed(Refusal),
 }
@@ -37,11 +39,10 @@ pub(super) struct Reporter(OwnedFd);
 impl Reporter {
     /// Tells; a keeper that no longer listens has nobody to be told.
     pub(super) fn tell(&self, mut report: Report, attached: &[OwnedFd]) {
-        if let Report::Failed(refusal) = &mut report
-            && refusal.message.len() > REPORT_MAX / 4
+        if let Report::Failed(Refusal { message, .. }) | Report::Cause(message) = &mut report
+            && message.len() > REPORT_MAX / 4
         {
-            let end = refusal.message.floor_char_boundary(REPORT_MAX / 4);
-            refusal.message.truncate(end);
+            message.truncate(message.floor_char_boundary(REPORT_MAX / 4));
         }
         if let Ok(text) = serde_json::to_vec(&report) {
             let _ = descriptors::send(&self.0, &text, attached);
@@ -50,6 +51,11 @@ impl Reporter {
 }
 
 impl Reporter {
+    /// Another one to the same keeper.
+    pub(super) fn copy(&self) -> io::Result<Reporter> {
+        self.0.try_clone().map(Reporter)
+    }
+
     /// Blocks until the keeper's end is closed, with nothing else of the keeper's held open.
     pub(super) fn wait_for_end(self) {
         if rustix::stdio::dup2_stdin(&self.0).is_err() {
