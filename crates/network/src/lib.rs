@@ -27,14 +27,17 @@ mod subnet;
 mod table;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use netlink_sys::Socket;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
+use tokio::task::AbortHandle;
 
 pub use error::{AttachError, OpenError, RecordError, RulesError};
 pub use pool::Exhausted;
@@ -96,6 +99,14 @@ struct Inner {
     program: Mutex<Program>,
     tracked: Mutex<Connection>,
     attaching: Semaphore,
+    /// Ends with the network.
+    watching: Mutex<Option<AbortHandle>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop_watching();
+    }
 }
 
 struct Sandboxes {
@@ -103,6 +114,16 @@ struct Sandboxes {
     attached: BTreeMap<String, Attachment>,
     /// Being attached or detached; the name is taken.
     busy: BTreeSet<String>,
+}
+
+/// Chains of others that drop forwarded packets by default, as `table, chain`: what they drop, no rule
+/// of this crate can let through. For whoever looks for reasons why pods do not reach each other.
+///
+/// # Errors
+/// When the kernel does not list its chains.
+pub fn forward_drops() -> std::io::Result<Vec<(String, String)>> {
+    let mut connection = Connection::open(libc::NETLINK_NETFILTER)?;
+    nft::forward_drops(&mut connection).map_err(|refused| refused.source)
 }
 
 /// Runs work that waits for the kernel beside the async workers.
@@ -120,9 +141,12 @@ impl Network {
     /// Makes or takes up links, routes, sysctls and the table of an instance, in the network
     /// namespace of the calling thread's process. Repeating it is harmless; what is missing is added.
     pub async fn open(config: Config) -> Result<Network, OpenError> {
-        blocking(move || Inner::open(config))
-            .await
-            .map(|inner| Network(Arc::new(inner)))
+        let (inner, changes) = blocking(move || Inner::open(config)).await?;
+        let inner = Arc::new(inner);
+        let table = inner.config.instance.clone();
+        let watching = tokio::spawn(watch::repair(changes, table, Arc::downgrade(&inner)));
+        *inner.watching.lock() = Some(watching.abort_handle());
+        Ok(Network(inner))
     }
 
     /// Puts the sandbox with this network namespace (`/proc/PID/ns/net`) on the network: an address,
@@ -242,16 +266,23 @@ impl Network {
     /// Ends the use of the network by this daemon. With `remove_all`, everything of the instance is
     /// taken off the machine: links, routes, table, records. Without, all of it goes on working.
     pub async fn close(&self, remove_all: bool) -> Result<(), OpenError> {
-        if !remove_all {
-            return Ok(());
-        }
         let inner = self.0.clone();
-        blocking(move || inner.remove_all()).await
+        blocking(move || {
+            inner.stop_watching();
+            // Also for a repair that has begun to wait for the lock.
+            inner.program.lock().close();
+            if remove_all {
+                inner.remove_all()
+            } else {
+                Ok(())
+            }
+        })
+        .await
     }
 }
 
 impl Inner {
-    fn open(config: Config) -> Result<Inner, OpenError> {
+    fn open(config: Config) -> Result<(Inner, Socket), OpenError> {
         check(&config)?;
         let connect = |protocol| {
             Connection::open(protocol).map_err(|source| {
@@ -285,7 +316,8 @@ impl Inner {
             service_cidr: config.service_cidr,
             veth_prefix: host.veth_prefix.clone(),
         };
-        let netfilter = connect(libc::NETLINK_NETFILTER)?;
+        let mut netfilter = connect(libc::NETLINK_NETFILTER)?;
+        warn_of_forward_drops(&mut netfilter, config.pod_cidr);
         let program =
             Program::open(netfilter, config.instance.clone(), shape).map_err(|refused| {
                 OpenError::lacking("nf_tables with NAT", "CONFIG_NFT_NAT", refused)
@@ -302,10 +334,15 @@ impl Inner {
             program: Mutex::new(program),
             tracked: Mutex::new(connect(libc::NETLINK_NETFILTER)?),
             attaching: Semaphore::new(ATTACHING_MAX),
+            watching: Mutex::new(None),
             config,
         };
         inner.adopt()?;
-        Ok(inner)
+        let changes = watch::listen().map_err(|source| {
+            let step = "listen to changes of";
+            OpenError::kernel("nf_tables", netlink::Refused { step, source })
+        })?;
+        Ok((inner, changes))
     }
 
     /// Puts what is on record into the rules.
@@ -493,6 +530,12 @@ impl Inner {
         }
     }
 
+    fn stop_watching(&self) {
+        if let Some(watching) = self.watching.lock().take() {
+            watching.abort();
+        }
+    }
+
     fn remove_all(&self) -> Result<(), OpenError> {
         self.program
             .lock()
@@ -506,6 +549,20 @@ impl Inner {
             .remove(&self.config, &mut self.links.lock())
             .map_err(|refused| OpenError::kernel(&self.host.bridge, refused))?;
         Ok(self.records.remove_all()?)
+    }
+}
+
+/// What another table drops, no rule of ours can let through. Docker, for one, sets such a policy.
+fn warn_of_forward_drops(connection: &mut Connection, pod_cidr: Subnet) {
+    let found = nft::forward_drops(connection).unwrap_or_else(|refused| {
+        tracing::debug!(error = %refused.source, "cannot list the chains of others");
+        Vec::new()
+    });
+    for (table, chain) in found {
+        tracing::warn!(
+            "chain {chain} of table {table} drops forwarded packets unless a rule accepts them; \
+             if pods do not reach each other, accept packets from and to {pod_cidr} there"
+        );
     }
 }
 

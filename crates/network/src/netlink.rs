@@ -244,6 +244,11 @@ pub(crate) fn number32(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
+/// Kinds and payloads of the messages in a datagram that was received.
+pub(crate) fn messages(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    Received(bytes).map(|message| (message.kind, message.payload))
+}
+
 /// A socket to one family, in the network namespace of the thread that opened it, for good.
 pub(crate) struct Connection {
     socket: Socket,

@@ -202,6 +202,15 @@ impl Rules {
         });
     }
 
+    /// Lets a chain drop what its rules do not take, as firewalls do.
+    #[cfg(test)]
+    pub(crate) fn set_policy_drop(&mut self, name: &str) {
+        self.message("set a policy", libc::NFT_MSG_NEWCHAIN, 0, |message| {
+            message.text(3, name);
+            message.network(5, libc::NF_DROP as u32);
+        });
+    }
+
     /// Removes all rules of a chain.
     pub(crate) fn flush_chain(&mut self, name: &str) {
         self.message("empty a chain", libc::NFT_MSG_DELRULE, 0, |message| {
@@ -326,6 +335,40 @@ pub(crate) fn chains(connection: &mut Connection, table: &str) -> Result<Vec<Str
             let attributes = payload.get(4..).unwrap_or_default();
             if Attributes::find_text(attributes, 1) == Some(table) {
                 found.extend(Attributes::find_text(attributes, 3).map(str::to_owned));
+            }
+        },
+    )?;
+    Ok(found)
+}
+
+/// Table and name of each chain that drops what other chains do not take before it is forwarded.
+pub(crate) fn forward_drops(connection: &mut Connection) -> Result<Vec<(String, String)>, Refused> {
+    const ANY_FAMILY: u8 = 0;
+    const FAMILY_INET: u8 = 1;
+    let mut found = Vec::new();
+    let number = |bytes: &[u8]| bytes.try_into().ok().map(u32::from_be_bytes);
+    connection.dump(
+        "list chains",
+        kind(libc::NFT_MSG_GETCHAIN),
+        |message| header(message, ANY_FAMILY, 0),
+        |_, payload| {
+            let family = match payload.first() {
+                Some(&FAMILY_INET) => "inet",
+                Some(&FAMILY_IPV4) => "ip",
+                _ => return,
+            };
+            let attributes = payload.get(4..).unwrap_or_default();
+            let find = |kind| Attributes::find(attributes, kind);
+            let hook = find(4)
+                .and_then(|hook| Attributes::find(hook, 1))
+                .and_then(number);
+            let drops = find(5).and_then(number) == Some(libc::NF_DROP as u32);
+            let names = (
+                Attributes::find_text(attributes, 1),
+                Attributes::find_text(attributes, 3),
+            );
+            if let (Some(FORWARD), true, (Some(table), Some(chain))) = (hook, drops, names) {
+                found.push((format!("{family} {table}"), chain.to_owned()));
             }
         },
     )?;

@@ -61,6 +61,8 @@ pub(crate) struct Program {
     programmed: HashMap<Frontend, Programmed>,
     classes: BTreeSet<Class>,
     hairpins: BTreeSet<Ipv4Addr>,
+    /// The table was removed on purpose, or is another daemon's business from now on.
+    closed: bool,
 }
 
 /// Elements to go and to come, by set.
@@ -105,6 +107,7 @@ impl Program {
             programmed: HashMap::new(),
             classes: BTreeSet::new(),
             hairpins: BTreeSet::new(),
+            closed: false,
         };
         let chains = nft::chains(&mut program.connection, &program.table)?;
         if chains.is_empty() {
@@ -294,6 +297,25 @@ impl Program {
             touched.extend(self.claim(Owner::Service(change.name), change.ports));
         }
         self.update(touched)
+    }
+
+    /// Builds the table anew if it is not there, or not whole; whether that was needed.
+    pub(crate) fn repair(&mut self) -> Result<bool, RulesError> {
+        if self.closed {
+            return Ok(false);
+        }
+        let chains = nft::chains(&mut self.connection, &self.table)
+            .map_err(|refused| self.error(refused))?;
+        if chains.contains(&table::version_chain(&self.table, &self.shape)) {
+            return Ok(false);
+        }
+        self.rebuild().map_err(|refused| self.error(refused))?;
+        Ok(true)
+    }
+
+    /// Leaves the table as it is, for good.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
     }
 
     /// Removes the table.

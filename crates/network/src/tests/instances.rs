@@ -74,22 +74,71 @@ fn a_daemon_that_was_killed_finds_everything_and_repairs_what_is_not() {
         assert_eq!(gone.kind(), std::io::ErrorKind::HostUnreachable);
         let next = Pod::attach(&after, "next").await;
         assert_ne!(next.address, goes.address, "an address rests after use");
+    });
+}
 
-        // Somebody flushes all rules of the machine.
-        after.0.program.lock().remove().expect("removes");
-        after
-            .change_services(service(
-                "default/other",
-                vec![port(tcp(Some(VIP), 82), &[backend])],
-            ))
+#[test]
+fn a_table_that_somebody_removed_comes_back() {
+    on_a_machine(|config| async move {
+        let network = Network::open(config).await.expect("opens");
+        let pod = Pod::attach(&network, "pod").await;
+        let backend = pod.serve(80);
+        let vip = tcp(Some(VIP), 80);
+        let change = service("default/web", vec![port(vip, &[backend])]);
+        network.change_services(change).await.expect("programs");
+        // What `nft flush ruleset` does to everybody.
+        let flush = || {
+            let mut rules = nft::Rules::new("wharf");
+            rules.delete_table();
+            let mut connection = Connection::open(libc::NETLINK_NETFILTER).expect("a socket");
+            connection.execute(&rules.finish()).expect("removes");
+        };
+        flush();
+        let healed = async {
+            while get(SocketAddr::from((VIP, 80))).is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, healed)
             .await
-            .expect("builds everything anew");
+            .expect("it comes back by itself");
+        flush();
+        let other = service("default/other", vec![port(tcp(Some(VIP), 82), &[backend])]);
+        network
+            .change_services(other)
+            .await
+            .expect("a change builds it anew, too");
         for port in [80, 82] {
             assert_eq!(
-                get(at(port)).expect("all services are there again").name,
-                "stays"
+                get(SocketAddr::from((VIP, port)))
+                    .expect("all is there")
+                    .name,
+                "pod"
             );
         }
+        // Removed on purpose, it stays away.
+        network.close(true).await.expect("removes");
+        tokio::task::yield_now().await;
+        assert_eq!(chain_names(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn chains_of_others_that_drop_are_named() {
+    on_a_machine(|_| async move {
+        assert_eq!(forward_drops().expect("lists"), []);
+        let mut rules = nft::Rules::new("filter");
+        let hook = nft::Hook {
+            kind: "filter",
+            number: nft::FORWARD,
+            priority: 0,
+        };
+        rules.add_chain("FORWARD", Some(&hook));
+        rules.set_policy_drop("FORWARD");
+        let mut connection = Connection::open(libc::NETLINK_NETFILTER).expect("a socket");
+        connection.execute(&rules.finish()).expect("makes");
+        let expected = ("ip filter".to_owned(), "FORWARD".to_owned());
+        assert_eq!(forward_drops().expect("lists"), [expected]);
     });
 }
 
