@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let port: u16 = arguments.next().map_or(Ok(0), |port| port.parse())?;
     let directory = PathBuf::from(arguments.next().unwrap_or_else(|| ".".into()));
     let engine: Box<dyn store::DurableEngine> = match arguments.next() {
-        Some(path) => Box::new(store::Sqlite::open(&PathBuf::from(path))?),
+        Some(path) => Box::new(store::Sqlite::open(PathBuf::from(path))?),
         None => Box::new(store::Memory),
     };
     let store = store::Store::open(engine, apiserver::extract(), store::Options::default()).await?;

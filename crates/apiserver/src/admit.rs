@@ -7,6 +7,7 @@ mod default_tolerations;
 mod escalation;
 mod namespace_lifecycle;
 mod node_restriction;
+mod pod_security;
 mod priority;
 mod service_account;
 
@@ -54,5 +55,6 @@ pub(crate) fn mutate(admission: &mut Admission<'_>) -> Result<(), Failure> {
 pub(crate) fn validate(admission: &mut Admission<'_>) -> Result<(), Failure> {
     namespace_lifecycle::protect(admission)?;
     node_restriction::check(admission)?;
-    escalation::check(admission)
+    escalation::check(admission)?;
+    pod_security::check(admission)
 }

@@ -112,14 +112,14 @@ impl RequestInfo {
         if old_watch {
             rest = &rest[1..];
         }
-        if rest[0] == "namespaces" {
-            if let Some(namespace) = rest.get(1) {
-                info.namespace = namespace.clone();
-                let of_the_namespace =
-                    matches!(rest.get(2).map(String::as_str), Some("status" | "finalize"));
-                if rest.len() > 2 && !of_the_namespace {
-                    rest = &rest[2..];
-                }
+        if rest[0] == "namespaces"
+            && let Some(namespace) = rest.get(1)
+        {
+            info.namespace = namespace.clone();
+            let of_the_namespace =
+                matches!(rest.get(2).map(String::as_str), Some("status" | "finalize"));
+            if rest.len() > 2 && !of_the_namespace {
+                rest = &rest[2..];
             }
         }
         info.resource = rest[0].clone();
@@ -173,7 +173,8 @@ fn plain_verb(method: &Method) -> &'static str {
 /// Decodes `%XX` (and `+` as a space in queries). What is no valid escape, or no UTF-8 after
 /// decoding, is kept or replaced: such a name simply matches nothing.
 pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
-    if !text.contains('%') && !(plus_is_space && text.contains('+')) {
+    let plain = !text.contains('%') && (!plus_is_space || !text.contains('+'));
+    if plain {
         return text.to_owned();
     }
     let bytes = text.as_bytes();

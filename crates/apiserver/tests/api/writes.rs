@@ -349,3 +349,32 @@ async fn pods_get_an_account_its_token_and_tolerations() {
         "pods \"b\" is forbidden: error looking up service account default/nope: serviceaccount \"nope\" not found",
     );
 }
+
+#[tokio::test]
+async fn a_namespace_says_how_much_its_pods_may_ask_for() {
+    let house = House::new().await;
+    let namespace = |level: &str| json!({"metadata": {"name": "n", "labels": {"pod-security.kubernetes.io/enforce": level, "pod-security.kubernetes.io/warn": "restricted"}}});
+    house.post("/api/v1/namespaces", namespace("foo")).await.expect_failure(
+        422,
+        "Invalid",
+        "Namespace \"n\" is invalid: metadata.labels[pod-security.kubernetes.io/enforce]: Invalid value: \"foo\": must be one of privileged, baseline, restricted",
+    );
+    house
+        .post("/api/v1/namespaces", namespace("baseline"))
+        .await
+        .expect_code(201);
+    house.account("n").await;
+    let made = house
+        .post("/api/v1/namespaces/n/pods", pod("a"))
+        .await
+        .expect_code(201);
+    assert_eq!(made.warnings.len(), 1, "{:?}", made.warnings);
+    assert!(made.warnings[0].contains("would violate PodSecurity"));
+    let mut privileged = pod("b");
+    privileged["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+    house.post("/api/v1/namespaces/n/pods", privileged).await.expect_failure(
+        403,
+        "Forbidden",
+        "pods \"b\" is forbidden: violates PodSecurity \"baseline:latest\": privileged (container \"main\" must not set securityContext.privileged=true)",
+    );
+}
