@@ -346,12 +346,14 @@ impl Inner {
         }
         let directory = self.directory.join(&id.0);
         let place = self.places.acquire().await;
+        let cgroup = self.cgroup(&id, &spec);
         let result = self.make_sandbox(&id, &directory, spec).await;
         drop(place);
-        if result.is_err()
-            && let Err(error) = self.clear(&id, &directory).await
-        {
-            tracing::warn!(sandbox = id.0, %error, "a sandbox that failed left something behind");
+        if result.is_err() {
+            self.prune_cgroups(&cgroup);
+            if let Err(error) = self.clear(&id, &directory).await {
+                tracing::warn!(sandbox = id.0, %error, "a sandbox that failed left something behind");
+            }
         }
         self.making.lock().remove(&id);
         result.map(|sandbox| sandbox.status())
@@ -393,16 +395,18 @@ impl Inner {
         Ok(self.settle(sandbox, containers, Some(events)))
     }
 
+    fn cgroup(&self, id: &SandboxId, spec: &SandboxSpec) -> String {
+        match spec.cgroup.trim_matches('/') {
+            "" => format!("/{}/pods/{}", self.config.instance, id.0),
+            below => format!("/{}/{below}", self.config.instance),
+        }
+    }
+
     fn keeper_spec(
         &self,
         id: &SandboxId,
         spec: &SandboxSpec,
     ) -> Result<runtime::SandboxSpec, Error> {
-        let below = spec.cgroup.trim_matches('/');
-        let cgroup = match below {
-            "" => format!("/{}/pods/{}", self.config.instance, id.0),
-            below => format!("/{}/{below}", self.config.instance),
-        };
         let own_network = spec.network != NetworkMode::Host;
         let note = SandboxNote { spec: spec.clone() };
         Ok(runtime::SandboxSpec {
@@ -413,7 +417,7 @@ impl Inner {
             share_processes: spec.share_processes,
             host_processes: spec.host_processes,
             sysctls: spec.sysctls.clone(),
-            cgroup,
+            cgroup: self.cgroup(id, spec),
             keeper_cgroup: format!("/{}/keepers", self.config.instance),
             resources: convert::resources(&spec.resources),
             note: serde_json::to_value(note)
@@ -711,6 +715,12 @@ impl Inner {
         self.remove_root(id).await?;
         sandbox.forget(id);
         Ok(())
+    }
+
+    /// Removes a sandbox's cgroup, which is empty, and those above it that became so.
+    fn prune_cgroups(&self, cgroup: &str) {
+        self.cgroups
+            .prune(cgroup, &format!("/{}", self.config.instance));
     }
 
     /// Removes cgroups that no living sandbox uses, with what runs in them.

@@ -56,13 +56,17 @@ impl Addresses {
         }
         addresses.sort();
         addresses.dedup();
-        pki::ServerNames { names: names.map(String::from).to_vec(), addresses }
+        pki::ServerNames {
+            names: names.map(String::from).to_vec(),
+            addresses,
+        }
     }
 
     /// Where the API listens for pods; absent when the address for people covers it.
     pub(crate) fn api_for_pods(&self, config: &Config) -> Option<SocketAddr> {
         let inside = SocketAddr::new(self.node_in_pod_range.into(), config.api_listen.port());
-        let covered = config.api_listen.ip() == IpAddr::from(Ipv4Addr::UNSPECIFIED) || config.api_listen == inside;
+        let covered = config.api_listen.ip() == IpAddr::from(Ipv4Addr::UNSPECIFIED)
+            || config.api_listen == inside;
         (!covered).then_some(inside)
     }
 }

@@ -31,7 +31,8 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| format!("protect {}", path.display()))?;
     Ok(listener)
@@ -61,7 +62,9 @@ struct Refusal(anyhow::Error);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let message = Message { message: format!("{:#}", self.0) };
+        let message = Message {
+            message: format!("{:#}", self.0),
+        };
         (StatusCode::BAD_REQUEST, Json(message)).into_response()
     }
 }
@@ -88,11 +91,24 @@ async fn down(State(server): State<Arc<Server>>) -> Result<Json<Status>, Refusal
 }
 
 async fn images(State(server): State<Arc<Server>>) -> Json<Vec<ImageLine>> {
-    Json(server.images().list().iter().map(|image| line(image)).collect())
+    Json(
+        server
+            .images()
+            .list()
+            .iter()
+            .map(|image| line(image))
+            .collect(),
+    )
 }
 
-async fn load_images(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Vec<ImageLine>>, Refusal> {
-    let loaded = server.images().load(source(request), LoadOptions::default()).await?;
+async fn load_images(
+    State(server): State<Arc<Server>>,
+    request: Request,
+) -> Result<Json<Vec<ImageLine>>, Refusal> {
+    let loaded = server
+        .images()
+        .load(source(request), LoadOptions::default())
+        .await?;
     let lines = loaded.into_iter().map(|loaded| ImageLine {
         references: loaded.reference.iter().map(ToString::to_string).collect(),
         id: loaded.id.to_string(),
@@ -112,10 +128,20 @@ async fn import_image(
     Query(query): Query<ImportQuery>,
     request: Request,
 ) -> Result<Json<ImageLine>, Refusal> {
-    let reference = query.reference.parse().with_context(|| query.reference.clone())?;
-    let options = ImportOptions { name: Some(reference), ..ImportOptions::default() };
+    let reference = query
+        .reference
+        .parse()
+        .with_context(|| query.reference.clone())?;
+    let options = ImportOptions {
+        name: Some(reference),
+        created: jiff::Timestamp::now(),
+        ..ImportOptions::default()
+    };
     let imported = server.images().import(source(request), options).await?;
-    let image = server.images().find(&imported.to_string()).context("the image was removed meanwhile")?;
+    let image = server
+        .images()
+        .find(&imported.id.to_string())
+        .context("the image was removed meanwhile")?;
     Ok(Json(line(&image)))
 }
 
@@ -126,11 +152,16 @@ struct RemoveQuery {
     force: bool,
 }
 
-async fn remove_image(State(server): State<Arc<Server>>, Query(query): Query<RemoveQuery>) -> Result<Json<Removed>, Refusal> {
+async fn remove_image(
+    State(server): State<Arc<Server>>,
+    Query(query): Query<RemoveQuery>,
+) -> Result<Json<Removed>, Refusal> {
     let used = server.used_images().await;
     let removed = server
         .images()
-        .remove(&query.name, query.force, |id| used.get(&id.to_string()).cloned())
+        .remove(&query.name, query.force, |id| {
+            used.get(&id.to_string()).cloned()
+        })
         .await?;
     Ok(Json(Removed {
         untagged: removed.untagged.iter().map(ToString::to_string).collect(),
@@ -149,6 +180,11 @@ fn line(image: &image::Image) -> ImageLine {
 
 /// A request's body as an archive that is read on a thread of its own.
 fn source(request: Request) -> Source {
-    let stream = request.into_body().into_data_stream().map_err(io::Error::other);
-    Source::Reader(Box::new(SyncIoBridge::new(StreamReader::new(Box::pin(stream)))))
+    let stream = request
+        .into_body()
+        .into_data_stream()
+        .map_err(io::Error::other);
+    Source::Reader(Box::new(SyncIoBridge::new(StreamReader::new(Box::pin(
+        stream,
+    )))))
 }

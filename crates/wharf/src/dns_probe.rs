@@ -24,17 +24,31 @@ pub(crate) async fn answers(server: Ipv4Addr) -> anyhow::Result<()> {
 }
 
 async fn ask(server: Ipv4Addr, id: u16) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.context("open a socket")?;
-    socket.connect((server, 53)).await.with_context(|| format!("reach {server}"))?;
-    socket.send(&query(id, "kubernetes.default.svc.cluster.local")).await.with_context(|| format!("ask {server}"))?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .await
+        .context("open a socket")?;
+    socket
+        .connect((server, 53))
+        .await
+        .with_context(|| format!("reach {server}"))?;
+    socket
+        .send(&query(id, "kubernetes.default.svc.cluster.local"))
+        .await
+        .with_context(|| format!("ask {server}"))?;
     let mut answer = [0; 512];
     let length = timeout(TIMEOUT, socket.recv(&mut answer))
         .await
         .with_context(|| format!("{server} does not answer"))?
         .with_context(|| format!("{server} refuses"))?;
-    ensure!(length >= 12 && answer[..2] == id.to_be_bytes(), "{server} answers nonsense");
+    ensure!(
+        length >= 12 && answer[..2] == id.to_be_bytes(),
+        "{server} answers nonsense"
+    );
     let (code, answers) = (answer[3] & 0x0f, u16::from_be_bytes([answer[6], answer[7]]));
-    ensure!(code == 0 && answers > 0, "{server} does not know the API server (code {code})");
+    ensure!(
+        code == 0 && answers > 0,
+        "{server} does not know the API server (code {code})"
+    );
     Ok(())
 }
 
@@ -57,6 +71,11 @@ mod tests {
 
     #[test]
     fn a_query_is_as_the_standard_draws_it() {
-        assert_eq!(query(0x0102, "a.bc"), [1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 2, b'b', b'c', 0, 0, 1, 0, 1]);
+        assert_eq!(
+            query(0x0102, "a.bc"),
+            [
+                1, 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'a', 2, b'b', b'c', 0, 0, 1, 0, 1
+            ]
+        );
     }
 }

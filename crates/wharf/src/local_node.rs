@@ -12,7 +12,10 @@ pub(crate) struct LocalNode {
 
 impl LocalNode {
     pub(crate) fn new(name: &str) -> LocalNode {
-        LocalNode { name: name.into(), service: OnceLock::new() }
+        LocalNode {
+            name: name.into(),
+            service: OnceLock::new(),
+        }
     }
 
     /// From now on the node is reached.
@@ -24,6 +27,8 @@ impl LocalNode {
 
 impl Nodes for LocalNode {
     fn node(&self, name: &str) -> Option<Service> {
-        (name == self.name).then(|| self.service.get().cloned()).flatten()
+        (name == self.name)
+            .then(|| self.service.get().cloned())
+            .flatten()
     }
 }

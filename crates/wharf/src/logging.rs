@@ -7,8 +7,9 @@ use tracing_subscriber::fmt::format::FmtSpan;
 /// Lines for people; `WHARF_LOG` chooses (`info`, `debug`, `apiserver=debug,info`).
 pub(crate) fn start() -> anyhow::Result<()> {
     let filter = match std::env::var("WHARF_LOG") {
-        Ok(directives) => EnvFilter::try_new(&directives)
-            .with_context(|| format!("WHARF_LOG={directives}: name levels like info or apiserver=debug"))?,
+        Ok(directives) => EnvFilter::try_new(&directives).with_context(|| {
+            format!("WHARF_LOG={directives}: name levels like info or apiserver=debug")
+        })?,
         Err(_) => EnvFilter::new("info"),
     };
     tracing_subscriber::fmt()

@@ -32,22 +32,36 @@ impl Ground {
             instance: name.clone(),
             state_dir: data_dir.join("run/network"),
             node_address: addresses.node_in_pod_range,
-            pod_subnet: addresses.node_pod_cidr.parse().context("the node's share of --pod-cidr")?,
+            pod_subnet: addresses
+                .node_pod_cidr
+                .parse()
+                .context("the node's share of --pod-cidr")?,
             pod_cidr: config.pod_cidr.to_string().parse().context("--pod-cidr")?,
-            service_cidr: config.service_cidr.to_string().parse().context("--service-cidr")?,
+            service_cidr: config
+                .service_cidr
+                .to_string()
+                .parse()
+                .context("--service-cidr")?,
         });
         let (images, network) = tokio::join!(images, network);
-        let images = images.context("open the images")?.context("open the images")?;
+        let images = images
+            .context("open the images")?
+            .context("open the images")?;
         let network = network.context("set up the network")?;
         let engine = LocalEngine::open(engine::Config {
             instance: name.clone(),
             data_dir: data_dir.clone(),
+            program: "/proc/self/exe".into(),
             images: images.clone(),
             network: network.clone(),
         })
         .await
         .context("take up the containers")?;
-        Ok(Ground { images, network, engine: Arc::new(engine) })
+        Ok(Ground {
+            images,
+            network,
+            engine: Arc::new(engine),
+        })
     }
 
     /// Ends every container and takes links, rules and cgroups away. What is stored stays.
@@ -63,7 +77,7 @@ impl Ground {
             .collect()
             .await;
         removed.into_iter().collect::<anyhow::Result<()>>()?;
-        self.engine.close().await.context("remove the cgroups")?;
+        self.engine.close().context("remove the cgroups")?;
         self.network.close(true).await.context("remove the network")
     }
 }

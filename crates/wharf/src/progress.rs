@@ -19,7 +19,9 @@ impl Teller {
     /// Says what is being done now.
     pub(crate) fn step(&self, message: &str) {
         tracing::info!("{message}");
-        self.tell(&Progress::Step { message: message.into() });
+        self.tell(&Progress::Step {
+            message: message.into(),
+        });
     }
 
     /// Says that it is ready, and lets go of standard output.
@@ -30,7 +32,9 @@ impl Teller {
 
     /// Says why it cannot start, and lets go of standard output.
     pub(crate) fn failed(self, error: &anyhow::Error) {
-        self.tell(&Progress::Failed { message: format!("{error:#}") });
+        self.tell(&Progress::Failed {
+            message: format!("{error:#}"),
+        });
         self.let_go();
     }
 

@@ -52,17 +52,27 @@ impl Server {
             .ready
             .waiting_for()
             .into_iter()
-            .map(|name| NotReady { name: name.into(), reason: "still starting".into() })
+            .map(|name| NotReady {
+                name: name.into(),
+                reason: "still starting".into(),
+            })
             .collect();
         if not_ready.is_empty() {
             not_ready.extend(self.node_fault());
             if let Err(error) = dns_probe::answers(self.addresses.dns_service).await {
-                not_ready.push(NotReady { name: "dns".into(), reason: format!("{error:#}") });
+                not_ready.push(NotReady {
+                    name: "dns".into(),
+                    reason: format!("{error:#}"),
+                });
             }
         }
         let ready = not_ready.is_empty();
         Status {
-            state: if ready { State::Running } else { State::Starting },
+            state: if ready {
+                State::Running
+            } else {
+                State::Starting
+            },
             ready,
             not_ready,
             pid: Some(std::process::id()),
@@ -87,17 +97,35 @@ impl Server {
     fn node_fault(&self) -> Option<NotReady> {
         let name = || format!("node {}", self.config.node_name);
         let Some(node) = self.nodes.get(None, &self.config.node_name) else {
-            return Some(NotReady { name: name(), reason: "it is not registered".into() });
+            return Some(NotReady {
+                name: name(),
+                reason: "it is not registered".into(),
+            });
         };
-        let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
-        let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+        let conditions = node
+            .status
+            .as_ref()
+            .and_then(|status| status.conditions.as_ref());
+        let ready = conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition.type_ == "Ready");
         match ready {
             Some(condition) if condition.status == "True" => None,
             Some(condition) => {
-                let reason = condition.message.clone().or_else(|| condition.reason.clone());
-                Some(NotReady { name: name(), reason: reason.unwrap_or_else(|| "it does not say why".into()) })
+                let reason = condition
+                    .message
+                    .clone()
+                    .or_else(|| condition.reason.clone());
+                Some(NotReady {
+                    name: name(),
+                    reason: reason.unwrap_or_else(|| "it does not say why".into()),
+                })
             }
-            None => Some(NotReady { name: name(), reason: "it has not reported yet".into() }),
+            None => Some(NotReady {
+                name: name(),
+                reason: "it has not reported yet".into(),
+            }),
         }
     }
 
@@ -117,10 +145,22 @@ impl Server {
     /// Which container uses each image, a running one before a stopped one.
     pub(crate) async fn used_images(&self) -> HashMap<String, Use> {
         let mut used: HashMap<String, Use> = HashMap::new();
-        for container in self.ground.engine.sandboxes().await.into_iter().flat_map(|sandbox| sandbox.containers) {
+        for container in self
+            .ground
+            .engine
+            .sandboxes()
+            .await
+            .into_iter()
+            .flat_map(|sandbox| sandbox.containers)
+        {
             let running = !matches!(container.state, ContainerState::Exited { .. });
-            let new = Use { container: container.id.0.chars().take(12).collect(), running };
-            let known = used.entry(container.image_id).or_insert_with(|| new.clone());
+            let new = Use {
+                container: container.id.0.chars().take(12).collect(),
+                running,
+            };
+            let known = used
+                .entry(container.image_id)
+                .or_insert_with(|| new.clone());
             if new.running && !known.running {
                 *known = new;
             }

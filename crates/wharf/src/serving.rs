@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use apiserver::{ApiServer, Caller};
 use cli::{Config, Lock};
 use informer::Informers;
@@ -56,7 +56,12 @@ struct Started {
     fronts: TaskTracker,
 }
 
-async fn start(config: Config, teller: &Teller, end: DrainTrigger, ended: Drain) -> anyhow::Result<Started> {
+async fn start(
+    config: Config,
+    teller: &Teller,
+    end: DrainTrigger,
+    ended: Drain,
+) -> anyhow::Result<Started> {
     let addresses = Addresses::of(&config);
     let started_at = Timestamp::now();
     teller.step("Opening what is stored");
@@ -72,7 +77,11 @@ async fn start(config: Config, teller: &Teller, end: DrainTrigger, ended: Drain)
     let node = Arc::new(LocalNode::new(&config.node_name));
     let mut api = apiserver::Config::new(store.clone(), authority.clone(), token_key);
     api.nodes = node.clone();
-    api.service_cidr = config.service_cidr.to_string().parse().context("--service-cidr")?;
+    api.service_cidr = config
+        .service_cidr
+        .to_string()
+        .parse()
+        .context("--service-cidr")?;
     api.version.git_version = KUBERNETES.into();
     let api = ApiServer::new(api).await.context("start the API")?;
     let issued = authority.issue_server("kube-apiserver", &addresses.server_names(&config))?;
@@ -92,9 +101,15 @@ async fn start(config: Config, teller: &Teller, end: DrainTrigger, ended: Drain)
     teller.step("Starting the workers");
     let ready = Ready::default();
     let (stop, stopped) = ended.child();
-    let workers = Workers { stop, tasks: TaskTracker::new() };
+    let workers = Workers {
+        stop,
+        tasks: TaskTracker::new(),
+    };
     // One set of caches for all workers of this process, read as the component that upstream lets read everything.
-    let informers = Informers::new(api.client(Caller::authenticated("system:kube-controller-manager", &[])), stopped.clone());
+    let informers = Informers::new(
+        api.client(Caller::authenticated("system:kube-controller-manager", &[])),
+        stopped.clone(),
+    );
     let parts = Parts {
         config: &config,
         addresses: &addresses,
@@ -113,8 +128,9 @@ async fn start(config: Config, teller: &Teller, end: DrainTrigger, ended: Drain)
 
     let nodes = informers.of::<Node>();
     let server = Arc::new(Server {
-        api_for_pods: api_for_pods
-            .unwrap_or_else(|| SocketAddr::new(addresses.node_in_pod_range.into(), config.api_listen.port())),
+        api_for_pods: api_for_pods.unwrap_or_else(|| {
+            SocketAddr::new(addresses.node_in_pod_range.into(), config.api_listen.port())
+        }),
         config,
         addresses,
         started_at,
@@ -126,7 +142,11 @@ async fn start(config: Config, teller: &Teller, end: DrainTrigger, ended: Drain)
     });
     let control = control::listen(&server.config.instance.control_socket())?;
     fronts.spawn(control::serve(server.clone(), control, ended));
-    Ok(Started { server, store, fronts })
+    Ok(Started {
+        server,
+        store,
+        fronts,
+    })
 }
 
 /// What the workers are made from.
@@ -153,10 +173,15 @@ impl Parts<'_> {
         let api = self.api.clone();
         let client_for = Arc::new(move |name: &'static str| api.client(Caller::controller(name)));
         let config = controllers::Config::new(client_for, self.root_certificates.clone());
-        self.tasks.spawn(controllers::run(self.informers.clone(), config, self.drain.clone()));
+        self.tasks.spawn(controllers::run(
+            self.informers.clone(),
+            config,
+            self.drain.clone(),
+        ));
         let (informers, client) = (self.informers.clone(), self.api.client(Caller::scheduler()));
         let (instance, drain) = (self.config.node_name.clone(), self.drain.clone());
-        self.tasks.spawn(async move { scheduler::run(informers, client, &instance, drain).await });
+        self.tasks
+            .spawn(async move { scheduler::run(informers, client, &instance, drain).await });
     }
 
     /// The name server, its Service, the API's Service, and the loop that programs them.
@@ -164,8 +189,12 @@ impl Parts<'_> {
         let block = self.ready.block("network");
         let inside = self.addresses.node_in_pod_range;
         let zone = dns::Zone::new(CLUSTER_DOMAIN)?;
+        let listens = [inside];
         let listens_at = SocketAddrV4::new(inside, 53);
-        let upstream = dns::Upstream::new("/etc/resolv.conf", [inside.into(), self.addresses.dns_service.into()]);
+        let upstream = dns::Upstream::new(
+            "/etc/resolv.conf",
+            [inside.into(), self.addresses.dns_service.into()],
+        );
         let server = dns::Server::bind(&[listens_at.into()], zone.clone(), upstream)
             .await
             .context("start the name server")?;
@@ -173,7 +202,7 @@ impl Parts<'_> {
         let client = api.client(Caller::system_masters());
         let (in_service, in_slices) = tokio::join!(
             gateway::publish_dns_service(&client, self.addresses.dns_service, listens_at),
-            api.bootstrap_service(&[inside], self.api_port),
+            api.bootstrap_service(&listens, self.api_port),
         );
         in_service?;
         in_slices?;
@@ -181,7 +210,11 @@ impl Parts<'_> {
             node_name: self.config.node_name.clone(),
             dns_address: self.addresses.dns_service,
         };
-        let (informers, network, drain) = (self.informers.clone(), self.ground.network.clone(), self.drain.clone());
+        let (informers, network, drain) = (
+            self.informers.clone(),
+            self.ground.network.clone(),
+            self.drain.clone(),
+        );
         self.tasks.spawn(async move {
             gateway::run(informers, network, zone, config, block, drain).await;
             server.close().await;
@@ -200,9 +233,14 @@ impl Parts<'_> {
         );
         config.kubelet_version = KUBERNETES.into();
         let informers = self.informers_as(Caller::node(name));
-        let agent = node::Agent::start(informers, self.ground.engine.clone(), config, self.drain.clone())
-            .await
-            .context("start the node agent")?;
+        let agent = node::Agent::start(
+            informers,
+            self.ground.engine.clone(),
+            config,
+            self.drain.clone(),
+        )
+        .await
+        .context("start the node agent")?;
         node.connect(agent.service());
         drop(block);
         Ok(())
@@ -219,12 +257,17 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 async fn open_store(config: &Config) -> anyhow::Result<store::Store<apiserver::Meta>> {
     let path = config.instance.store_file();
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("make {}", directory.display()))?;
     }
     let engine = store::Sqlite::open(&path).with_context(|| format!("open {}", path.display()))?;
-    store::Store::open(Box::new(engine), apiserver::extract(), store::Options::default())
-        .await
-        .with_context(|| format!("load {}", path.display()))
+    store::Store::open(
+        Box::new(engine),
+        apiserver::extract(),
+        store::Options::default(),
+    )
+    .await
+    .with_context(|| format!("load {}", path.display()))
 }
 
 /// Waits for the node and the name server, by the way that pods take.

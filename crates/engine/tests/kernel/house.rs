@@ -137,6 +137,10 @@ impl Drop for House {
             let own = format!("/{}", self.config.instance);
             cgroups.kill(&own);
             let _ = cgroups.remove(&own);
+            let (runtime, network) = (tokio::runtime::Handle::current(), &self.config.network);
+            std::thread::scope(|scope| {
+                scope.spawn(|| runtime.block_on(network.close(true)));
+            });
         }
     }
 }
