@@ -4,10 +4,11 @@
 //! has entered another network namespace is never used for anything else: it ends.
 
 use std::fs::File;
+use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sched::{CloneFlags, setns};
 
@@ -26,10 +27,46 @@ pub(crate) fn is_name(id: &str) -> bool {
     !id.is_empty() && id.len() <= 64 && id.bytes().all(allowed)
 }
 
+/// A network namespace that is held open.
+pub(crate) struct Namespace {
+    path: PathBuf,
+    file: File,
+    /// Tells it from all others while it lives.
+    pub(crate) inode: u64,
+}
+
+impl Namespace {
+    /// Opens a namespace by its file.
+    pub(crate) fn open(path: &Path) -> Result<Namespace, AttachError> {
+        let failed = |source| AttachError::Namespace {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(failed)?;
+        let theirs = file.metadata().map_err(failed)?;
+        let ours = std::fs::metadata("/proc/thread-self/ns/net").map_err(failed)?;
+        if (theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()) {
+            return Err(AttachError::OwnNamespace(path.to_owned()));
+        }
+        Ok(Namespace {
+            path: path.to_owned(),
+            file,
+            inode: theirs.ino(),
+        })
+    }
+
+    fn failed(&self, source: io::Error) -> AttachError {
+        AttachError::Namespace {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
+
 /// One pair to be made.
 pub(crate) struct Pair<'a> {
     pub(crate) id: &'a str,
-    pub(crate) namespace: &'a Path,
+    pub(crate) namespace: &'a Namespace,
     pub(crate) address: Ipv4Addr,
     pub(crate) link: &'a str,
 }
@@ -45,29 +82,8 @@ impl Pair<'_> {
         }
     }
 
-    /// Opens the namespace's file.
-    pub(crate) fn open_namespace(&self) -> Result<File, AttachError> {
-        let failed = |source| AttachError::Namespace {
-            path: self.namespace.to_owned(),
-            source,
-        };
-        let file = File::open(self.namespace).map_err(failed)?;
-        let inode = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
-        let theirs = inode(file.metadata().map_err(failed)?);
-        let ours = inode(std::fs::metadata("/proc/thread-self/ns/net").map_err(failed)?);
-        if theirs == ours {
-            return Err(AttachError::OwnNamespace(self.namespace.to_owned()));
-        }
-        Ok(file)
-    }
-
     /// Makes the pair and sets up the machine's end. Runs in the machine's namespace.
-    pub(crate) fn make(
-        &self,
-        host: &Host,
-        connection: &mut Connection,
-        namespace: &File,
-    ) -> Result<(), AttachError> {
+    pub(crate) fn make(&self, host: &Host, connection: &mut Connection) -> Result<(), AttachError> {
         let refused = self.refused(self.link);
         let mut batch = Batch::default();
         let here = route::End {
@@ -78,7 +94,13 @@ impl Pair<'_> {
             name: INSIDE,
             mac: sandbox_mac(self.address),
         };
-        route::add_pair(&mut batch, &here, &there, namespace.as_fd(), host.mtu);
+        route::add_pair(
+            &mut batch,
+            &here,
+            &there,
+            self.namespace.file.as_fd(),
+            host.mtu,
+        );
         match connection.execute(&batch) {
             // The name is this address's, and the address was free: what is there was left behind.
             Err(error) if error.errno() == Some(libc::EEXIST) => {
@@ -100,7 +122,7 @@ impl Pair<'_> {
                 id: self.id.to_owned(),
                 step: "disable IPv6 on",
                 subject: self.link.to_owned(),
-                source: std::io::Error::other(other),
+                source: io::Error::other(other),
             },
         })?;
         host.set_up(connection, index, self.id, self.address)
@@ -108,18 +130,12 @@ impl Pair<'_> {
     }
 
     /// Sets up the sandbox's end. Leaves the calling thread in the sandbox's namespace.
-    pub(crate) fn enter_and_set_up(
-        &self,
-        host: &Host,
-        namespace: &File,
-    ) -> Result<(), AttachError> {
+    pub(crate) fn enter_and_set_up(&self, host: &Host) -> Result<(), AttachError> {
         let refused = self.refused(INSIDE);
-        let failed = |source| AttachError::Namespace {
-            path: self.namespace.to_owned(),
-            source,
-        };
-        setns(namespace, CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-        let mut connection = Connection::open(libc::NETLINK_ROUTE).map_err(failed)?;
+        setns(&self.namespace.file, CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| self.namespace.failed(errno.into()))?;
+        let mut connection =
+            Connection::open(libc::NETLINK_ROUTE).map_err(|error| self.namespace.failed(error))?;
         let loopback = route::index_of_existing(&mut connection, "lo").map_err(&refused)?;
         let index = route::index_of_existing(&mut connection, INSIDE).map_err(&refused)?;
         let mut batch = Batch::default();

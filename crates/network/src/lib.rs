@@ -83,6 +83,8 @@ pub struct Attachment {
     pub host_link: String,
     /// Ports of the machine that lead to it.
     pub ports: Vec<PublishedPort>,
+    /// Which network namespace it has (inode number).
+    pub namespace: u64,
 }
 
 /// The network of an instance. Clones share it.
@@ -365,8 +367,9 @@ impl Inner {
         Ok(())
     }
 
-    fn attach(&self, namespace: &Path, id: &str) -> Result<Attachment, AttachError> {
-        if let Some(attachment) = self.existing(id)? {
+    fn attach(&self, path: &Path, id: &str) -> Result<Attachment, AttachError> {
+        let namespace = attach::Namespace::open(path)?;
+        if let Some(attachment) = self.existing(id, &namespace)? {
             return Ok(attachment);
         }
         let address = {
@@ -390,7 +393,7 @@ impl Inner {
         let link = self.host.link_name(self.config.pod_subnet, address);
         let pair = attach::Pair {
             id,
-            namespace,
+            namespace: &namespace,
             address,
             link: &link,
         };
@@ -409,30 +412,43 @@ impl Inner {
         result
     }
 
-    /// What a sandbox has, if its link is there; otherwise what is left of it is taken away.
-    fn existing(&self, id: &str) -> Result<Option<Attachment>, AttachError> {
+    /// What a sandbox has. If its link is not there, or leads to another namespace (a new sandbox of
+    /// the same name), what is left of it is taken away.
+    fn existing(
+        &self,
+        id: &str,
+        namespace: &attach::Namespace,
+    ) -> Result<Option<Attachment>, AttachError> {
         let Some(attachment) = self.sandboxes.lock().attached.get(id).cloned() else {
             return Ok(None);
         };
-        let index = route::index_of(&mut self.links.lock(), &attachment.host_link);
-        match index {
-            Ok(Some(_)) => Ok(Some(attachment)),
-            _ => self.detach(id).map(|()| None),
+        let link = &attachment.host_link;
+        let index = route::index_of(&mut self.links.lock(), link).map_err(|refused| {
+            AttachError::Kernel {
+                id: id.to_owned(),
+                step: refused.step,
+                subject: link.clone(),
+                source: refused.source,
+            }
+        })?;
+        if index.is_some() && attachment.namespace == namespace.inode {
+            return Ok(Some(attachment));
         }
+        self.detach(id).map(|()| None)
     }
 
     fn attach_pair(&self, pair: &attach::Pair<'_>) -> Result<Attachment, AttachError> {
-        let file = pair.open_namespace()?;
-        pair.make(&self.host, &mut self.links.lock(), &file)?;
+        pair.make(&self.host, &mut self.links.lock())?;
         self.program.lock().add_sandbox(pair.address)?;
         let attachment = Attachment {
             id: pair.id.to_owned(),
             address: pair.address,
             host_link: pair.link.to_owned(),
             ports: Vec::new(),
+            namespace: pair.namespace.inode,
         };
         self.records.save(&attachment)?;
-        pair.enter_and_set_up(&self.host, &file)?;
+        pair.enter_and_set_up(&self.host)?;
         Ok(attachment)
     }
 

@@ -147,6 +147,7 @@ mod tests {
             address: Ipv4Addr::new(10, 0, 0, 2),
             host_link: "testv2".to_owned(),
             ports: Vec::new(),
+            namespace: 4_026_532_000,
         };
         records.save(&attachment).expect("saves");
         records.save_last(attachment.address).expect("saves");

@@ -124,6 +124,24 @@ fn what_cannot_be_attached_is_named() {
 }
 
 #[test]
+fn a_new_sandbox_of_the_same_name_gets_links_of_its_own() {
+    on_a_machine(|config| async move {
+        let network = Network::open(config.clone()).await.expect("opens");
+        let before = Pod::attach(&network, "pod").await;
+        // Its namespace is gone or going; nobody has detached it.
+        let after = Pod::attach(&network, "pod").await;
+        assert_ne!(before.address, after.address);
+        let at = after.serve(80);
+        assert_eq!(get(at.into()).expect("answers").name, "pod");
+        let again = Network::open(config).await.expect("opens again");
+        let path = after.namespace.path();
+        let attachment = again.attach(&path, "pod").await.expect("again is harmless");
+        assert_eq!(attachment.address, after.address);
+        assert_eq!(get(at.into()).expect("still answers").name, "pod");
+    });
+}
+
+#[test]
 fn many_at_once_all_get_addresses() {
     on_a_machine(|config| async move {
         let network = Network::open(config).await.expect("opens");
