@@ -31,7 +31,12 @@ struct Root {
 
 fn root<T: Resource + JsonSchema>(generator: &mut SchemaGenerator) -> Root {
     generator.subschema_for::<T>();
-    Root { group: T::GROUP, version: T::VERSION, kind: T::KIND, definition: T::schema_name().into_owned() }
+    Root {
+        group: T::GROUP,
+        version: T::VERSION,
+        kind: T::KIND,
+        definition: T::schema_name().into_owned(),
+    }
 }
 
 /// The kinds that Wharf knows, in the order in which discovery lists their groups. A new kind is a line here.
@@ -71,11 +76,14 @@ fn roots(generator: &mut SchemaGenerator) -> Vec<Root> {
 
 /// The rows of a tab-separated table without its header line, each cut to `columns` cells.
 fn rows<'a>(text: &'a str, columns: usize) -> impl Iterator<Item = Vec<&'a str>> {
-    text.lines().skip(1).filter(|line| !line.is_empty()).map(move |line| {
-        let mut cells: Vec<&str> = line.split('\t').collect();
-        cells.resize(columns, "");
-        cells
-    })
+    text.lines()
+        .skip(1)
+        .filter(|line| !line.is_empty())
+        .map(move |line| {
+            let mut cells: Vec<&str> = line.split('\t').collect();
+            cells.resize(columns, "");
+            cells
+        })
 }
 
 fn words(cell: &str) -> Vec<&str> {
@@ -97,7 +105,11 @@ fn facts<'a>(merge_keys: &'a str) -> anyhow::Result<FactsByField<'a>> {
     let mut all = FactsByField::new();
     for row in rows(merge_keys, 7) {
         let merge = &mut all.entry((row[0], row[1])).or_default().merge;
-        for (name, cell) in [("listType", row[2]), ("mapType", row[4]), ("patchKey", row[6])] {
+        for (name, cell) in [
+            ("listType", row[2]),
+            ("mapType", row[4]),
+            ("patchKey", row[6]),
+        ] {
             if !cell.is_empty() {
                 merge.push((name, json!(cell)));
             }
@@ -113,7 +125,8 @@ fn facts<'a>(merge_keys: &'a str) -> anyhow::Result<FactsByField<'a>> {
         entry.form = row[2];
         entry.words = words(row[4]);
         if !row[3].is_empty() {
-            let default = serde_json::from_str(row[3]).with_context(|| format!("default of {} {}", row[0], row[1]))?;
+            let default = serde_json::from_str(row[3])
+                .with_context(|| format!("default of {} {}", row[0], row[1]))?;
             entry.default = Some(default);
         }
     }
@@ -163,10 +176,19 @@ fn form(facts: &Facts<'_>, required: bool) -> Option<&'static str> {
 
 fn definition(name: &str, schema: &Value, all: &FactsByField<'_>) -> anyhow::Result<Value> {
     let mut out = Map::new();
-    for (key, value) in all.get(&(name, "")).map(|facts| facts.merge.as_slice()).unwrap_or_default() {
+    for (key, value) in all
+        .get(&(name, ""))
+        .map(|facts| facts.merge.as_slice())
+        .unwrap_or_default()
+    {
         out.insert((*key).to_owned(), value.clone());
     }
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> = schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     let mut fields = Map::new();
     for (field, field_schema) in schema["properties"].as_object().into_iter().flatten() {
         let facts = all.get(&(name, field)).cloned().unwrap_or_default();
@@ -193,7 +215,12 @@ fn definition(name: &str, schema: &Value, all: &FactsByField<'_>) -> anyhow::Res
         if !facts.words.is_empty() {
             entry.insert("words".to_owned(), json!(facts.words));
         }
-        entry.extend(facts.merge.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
+        entry.extend(
+            facts
+                .merge
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone())),
+        );
         fields.insert(field.clone(), Value::Object(entry));
     }
     out.insert("fields".to_owned(), Value::Object(fields));
@@ -212,25 +239,36 @@ fn descriptions(schema: &Value) -> Value {
 
 /// The rows of the kind file: one for each resource, and one for each kind that only stands in subresources.
 fn kind(root: &Root, resources: &str) -> anyhow::Result<Value> {
-    let names: BTreeMap<(&str, &str, &str), Vec<&str>> =
-        rows(NAMES, 8).map(|row| ((row[0], row[2], row[3]), row)).collect();
+    let names: BTreeMap<(&str, &str, &str), Vec<&str>> = rows(NAMES, 8)
+        .map(|row| ((row[0], row[2], row[3]), row))
+        .collect();
     let mut out = json!({
         "group": root.group, "version": root.version, "kind": root.kind, "definition": root.definition,
     });
     let mut subresources = Vec::new();
-    let own = rows(resources, 7)
-        .find(|row| row[3].is_empty() && (row[0], row[1], row[4]) == (root.group, root.version, root.kind));
+    let own = rows(resources, 7).find(|row| {
+        row[3].is_empty() && (row[0], row[1], row[4]) == (root.group, root.version, root.kind)
+    });
     let Some(own) = own else { return Ok(out) };
     let plural = own[2];
-    let row = names.get(&(root.group, plural, "")).with_context(|| format!("{plural} is not in names.tsv"))?;
+    let row = names
+        .get(&(root.group, plural, ""))
+        .with_context(|| format!("{plural} is not in names.tsv"))?;
     out["plural"] = json!(plural);
     out["singular"] = json!(row[4]);
     out["shortNames"] = json!(words(row[5]));
     out["categories"] = json!(words(row[6]));
     out["namespaced"] = json!(own[5] == "yes");
     out["verbs"] = json!(words(own[6]));
-    for row in rows(resources, 7).filter(|row| (row[0], row[1], row[2]) == (root.group, root.version, plural)) {
-        let Some(names) = names.get(&(root.group, plural, row[3])).filter(|_| !row[3].is_empty()) else { continue };
+    for row in rows(resources, 7)
+        .filter(|row| (row[0], row[1], row[2]) == (root.group, root.version, plural))
+    {
+        let Some(names) = names
+            .get(&(root.group, plural, row[3]))
+            .filter(|_| !row[3].is_empty())
+        else {
+            continue;
+        };
         let verbs = match row[6] {
             "connect" => vec!["create", "get"],
             verbs => words(verbs),
@@ -257,8 +295,10 @@ fn main() -> anyhow::Result<()> {
     let [merge_keys, resources, out] = arguments.as_slice() else {
         bail!("usage: generate MERGE_KEYS RESOURCES OUT_DIRECTORY");
     };
-    let merge_keys = fs::read_to_string(merge_keys).with_context(|| format!("reading {merge_keys}"))?;
-    let resources = fs::read_to_string(resources).with_context(|| format!("reading {resources}"))?;
+    let merge_keys =
+        fs::read_to_string(merge_keys).with_context(|| format!("reading {merge_keys}"))?;
+    let resources =
+        fs::read_to_string(resources).with_context(|| format!("reading {resources}"))?;
     let out = Path::new(out);
 
     let mut generator = SchemaGenerator::default();
@@ -273,7 +313,9 @@ fn main() -> anyhow::Result<()> {
     let mut description_lines = Vec::new();
     for (name, schema) in &definitions {
         let last = name.rsplit('.').next().unwrap_or_default();
-        if !schema["properties"].is_object() && ["Quantity", "IntOrString", "Time", "MicroTime", "FieldsV1"].contains(&last) {
+        if !schema["properties"].is_object()
+            && ["Quantity", "IntOrString", "Time", "MicroTime", "FieldsV1"].contains(&last)
+        {
             description_lines.push(format!("{}:{}", json!(name), descriptions(schema)));
             continue;
         }
@@ -286,6 +328,10 @@ fn main() -> anyhow::Result<()> {
         .map(|root| kind(root, &resources).map(|row| row.to_string()))
         .collect::<anyhow::Result<Vec<String>>>()?;
     write_lines(&out.join("schema.json"), &schema_lines, ["{", "}"])?;
-    write_lines(&out.join("descriptions.json"), &description_lines, ["{", "}"])?;
+    write_lines(
+        &out.join("descriptions.json"),
+        &description_lines,
+        ["{", "}"],
+    )?;
     write_lines(&out.join("kinds.json"), &kind_lines, ["[", "]"])
 }

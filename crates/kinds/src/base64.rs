@@ -21,7 +21,9 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
 /// The bytes of a canonical text; `None` if it is none.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     canonical(text).ok()?;
-    let digits = text.bytes().filter_map(|byte| DIGITS.iter().position(|digit| *digit == byte));
+    let digits = text
+        .bytes()
+        .filter_map(|byte| DIGITS.iter().position(|digit| *digit == byte));
     let (mut bytes, mut bits, mut count) = (Vec::with_capacity(text.len() / 4 * 3), 0_u32, 0);
     for digit in digits {
         bits = bits << 6 | digit as u32;
@@ -38,7 +40,11 @@ pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
 /// first wrong byte as the error.
 pub(crate) fn canonical(text: &str) -> Result<Option<String>, usize> {
     let digit = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/';
-    let bytes: Vec<(usize, u8)> = text.bytes().enumerate().filter(|(_, byte)| !matches!(byte, b'\r' | b'\n')).collect();
+    let bytes: Vec<(usize, u8)> = text
+        .bytes()
+        .enumerate()
+        .filter(|(_, byte)| !matches!(byte, b'\r' | b'\n'))
+        .collect();
     let end = text.len();
     for (quad, chunk) in bytes.chunks(4).enumerate() {
         let Some(place) = chunk.iter().position(|(_, byte)| !digit(*byte)) else {
@@ -78,7 +84,11 @@ mod tests {
     #[test]
     fn a_wrong_text_is_refused_at_its_first_wrong_byte() {
         let check = |text: &str, expected: Result<Option<&str>, usize>| {
-            assert_eq!(canonical(text), expected.map(|text| text.map(str::to_owned)), "{text}");
+            assert_eq!(
+                canonical(text),
+                expected.map(|text| text.map(str::to_owned)),
+                "{text}"
+            );
         };
         check("YWJj", Ok(None));
         check("YWJ\nj", Ok(Some("YWJj")));

@@ -25,7 +25,11 @@ pub struct Decoded {
 
 /// Reads `body` as the type at `schema` and leaves in it what Go would print; see [`Decoded`].
 pub(crate) fn decode(body: &mut Value, raw: Option<&[u8]>, schema: &SchemaRef) -> Decoded {
-    let mut reader = Reader { path: String::new(), unknown: Vec::new(), mismatch: None };
+    let mut reader = Reader {
+        path: String::new(),
+        unknown: Vec::new(),
+        mismatch: None,
+    };
     let aborted = reader.read(body, schema).err();
     Decoded {
         unknown: reader.unknown,
@@ -44,13 +48,17 @@ pub(crate) fn apply_defaults(value: &mut Value, schema: &SchemaRef) {
     match value {
         Value::Array(items) => {
             if let Some(item_schema) = schema.items() {
-                items.iter_mut().for_each(|item| apply_defaults(item, &item_schema));
+                items
+                    .iter_mut()
+                    .for_each(|item| apply_defaults(item, &item_schema));
             }
         }
         Value::Object(fields) if schema.kind_of_value() == Type::Object => {
             for (name, field) in schema.fields() {
                 match (fields.get_mut(name), field.default_value()) {
-                    (Some(present), default) if !is_zero(present) || field.form() == Form::Pointer => {
+                    (Some(present), default)
+                        if !is_zero(present) || field.form() == Form::Pointer =>
+                    {
                         if let (Value::Null, Some(default)) = (&*present, default) {
                             *present = default.clone();
                         }
@@ -105,15 +113,24 @@ impl Reader {
             *value = Value::Object(Map::new());
         }
         let Value::Object(fields) = value else {
-            let name = schema.definition().and_then(|name| name.rsplit('.').next()).unwrap_or_default().to_owned();
+            let name = schema
+                .definition()
+                .and_then(|name| name.rsplit('.').next())
+                .unwrap_or_default()
+                .to_owned();
             self.mismatch(value, &name);
             return Ok(());
         };
-        let strange: Vec<String> = fields.keys().filter(|name| schema.field(name).is_none()).cloned().collect();
+        let strange: Vec<String> = fields
+            .keys()
+            .filter(|name| schema.field(name).is_none())
+            .cloned()
+            .collect();
         for name in strange {
             fields.remove(&name);
             let dot = if self.path.is_empty() { "" } else { "." };
-            self.unknown.push(format!("unknown field \"{}{dot}{name}\"", self.path));
+            self.unknown
+                .push(format!("unknown field \"{}{dot}{name}\"", self.path));
         }
         for (name, field) in schema.fields() {
             let form = field.form();
@@ -131,7 +148,9 @@ impl Reader {
                 continue;
             }
             let dot = if self.path.is_empty() { "" } else { "." };
-            self.below(format_args!("{dot}{name}"), |reader| reader.read(present, &field))?;
+            self.below(format_args!("{dot}{name}"), |reader| {
+                reader.read(present, &field)
+            })?;
             let bare = is_zero(present) && field.kind_of_value() != Type::Object;
             match form {
                 Form::Omitted if bare => drop(fields.remove(name)),
@@ -144,27 +163,35 @@ impl Reader {
     }
 
     fn read_map(&mut self, value: &mut Value, schema: &SchemaRef) -> Result<(), Abort> {
-        let Some(schema) = schema.additional() else { return Ok(()) };
+        let Some(schema) = schema.additional() else {
+            return Ok(());
+        };
         let Value::Object(entries) = value else {
             let name = format!("map[string]{}", go_name(&schema));
             self.mismatch(value, &name);
             return Ok(());
         };
         for (key, entry) in entries.iter_mut() {
-            self.below(format_args!(".{key}"), |reader| reader.read_element(entry, &schema))?;
+            self.below(format_args!(".{key}"), |reader| {
+                reader.read_element(entry, &schema)
+            })?;
         }
         Ok(())
     }
 
     fn read_list(&mut self, value: &mut Value, schema: &SchemaRef) -> Result<(), Abort> {
-        let Some(schema) = schema.items() else { return Ok(()) };
+        let Some(schema) = schema.items() else {
+            return Ok(());
+        };
         let Value::Array(items) = value else {
             let name = format!("[]{}", go_name(&schema));
             self.mismatch(value, &name);
             return Ok(());
         };
         for (index, item) in items.iter_mut().enumerate() {
-            self.below(format_args!("[{index}]"), |reader| reader.read_element(item, &schema))?;
+            self.below(format_args!("[{index}]"), |reader| {
+                reader.read_element(item, &schema)
+            })?;
         }
         Ok(())
     }
@@ -189,13 +216,19 @@ impl Reader {
             Type::Int32 if !fits_int32(value) => self.mismatch(value, "int32"),
             Type::Bytes => self.read_bytes(value)?,
             Type::IntOrString if !value.is_string() && !fits_int32(value) => {
-                return Err(format!("json: cannot unmarshal {} into Go value of type int32", describe(value)));
+                return Err(format!(
+                    "json: cannot unmarshal {} into Go value of type int32",
+                    describe(value)
+                ));
             }
             Type::Quantity => *value = canonical_quantity(value)?,
             Type::Time | Type::MicroTime => match value.as_str() {
                 Some(text) => *value = time::canonical(text, scalar == Type::MicroTime)?.into(),
                 None => {
-                    return Err(format!("json: cannot unmarshal {} into Go value of type string", describe(value)));
+                    return Err(format!(
+                        "json: cannot unmarshal {} into Go value of type string",
+                        describe(value)
+                    ));
                 }
             },
             _ => {}
@@ -212,7 +245,8 @@ impl Reader {
                 Err(at) => return Err(format!("illegal base64 data at input byte {at}")),
             },
             Value::Array(items) => {
-                let byte = |item: &Value| item.as_u64().and_then(|number| u8::try_from(number).ok());
+                let byte =
+                    |item: &Value| item.as_u64().and_then(|number| u8::try_from(number).ok());
                 match items.iter().map(byte).collect::<Option<Vec<u8>>>() {
                     Some(bytes) => *value = base64::encode(&bytes).into(),
                     None => self.mismatch(value, "uint8"),
@@ -229,13 +263,18 @@ impl Reader {
                 true => "Go value".to_owned(),
                 false => format!("Go struct field .{}", self.path),
             };
-            self.mismatch = Some(format!("json: cannot unmarshal {} into {place} of type {go_type}", describe(value)));
+            self.mismatch = Some(format!(
+                "json: cannot unmarshal {} into {place} of type {go_type}",
+                describe(value)
+            ));
         }
     }
 }
 
 fn fits_int32(value: &Value) -> bool {
-    value.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
+    value
+        .as_i64()
+        .is_some_and(|number| i32::try_from(number).is_ok())
 }
 
 fn canonical_quantity(value: &Value) -> Result<Value, Abort> {
@@ -243,7 +282,9 @@ fn canonical_quantity(value: &Value) -> Result<Value, Abort> {
         Value::String(text) => text.trim().to_owned(),
         other => other.to_string(),
     };
-    text.parse::<Quantity>().map(|quantity| quantity.to_string().into()).map_err(|error| error.to_string())
+    text.parse::<Quantity>()
+        .map(|quantity| quantity.to_string().into())
+        .map_err(|error| error.to_string())
 }
 
 /// A JSON value in Go's words.
@@ -251,7 +292,9 @@ fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),
         Value::Bool(_) => "bool".to_owned(),
-        Value::Number(number) if number.is_f64() || number.is_u64() && number.as_i64().is_none() => {
+        Value::Number(number)
+            if number.is_f64() || number.is_u64() && number.as_i64().is_none() =>
+        {
             format!("number {number}")
         }
         Value::Number(_) => "number".to_owned(),
@@ -263,7 +306,11 @@ fn describe(value: &Value) -> String {
 
 fn go_name(schema: &SchemaRef) -> String {
     match schema.kind_of_value() {
-        Type::Object => schema.definition().and_then(|name| name.rsplit('.').next()).unwrap_or("struct").to_owned(),
+        Type::Object => schema
+            .definition()
+            .and_then(|name| name.rsplit('.').next())
+            .unwrap_or("struct")
+            .to_owned(),
         Type::Map => "map[string]string".to_owned(),
         Type::List => "[]string".to_owned(),
         Type::String => "string".to_owned(),

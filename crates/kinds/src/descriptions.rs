@@ -11,9 +11,13 @@ const TEXT: &str = include_str!("../data/descriptions.json");
 /// The descriptions of the fields of a definition; that of the definition itself under the empty name.
 pub(crate) fn of(definition: &str) -> BTreeMap<Cow<'static, str>, Cow<'static, str>> {
     let start = format!("\"{definition}\":");
-    let line = TEXT.lines().find_map(|line| line.strip_prefix(start.as_str()));
+    let line = TEXT
+        .lines()
+        .find_map(|line| line.strip_prefix(start.as_str()));
     let object = line.map(|line| line.trim_end_matches(','));
-    object.and_then(|object| serde_json::from_str(object).ok()).unwrap_or_default()
+    object
+        .and_then(|object| serde_json::from_str(object).ok())
+        .unwrap_or_default()
 }
 
 /// The description of one field; empty if there is none.

@@ -31,14 +31,21 @@ impl Registry {
     /// `GET /apis`.
     pub fn group_list(&self) -> Value {
         let groups = self.group_versions();
-        let groups: Vec<Value> = groups.iter().filter(|(group, _)| !group.is_empty()).map(group_entry).collect();
+        let groups: Vec<Value> = groups
+            .iter()
+            .filter(|(group, _)| !group.is_empty())
+            .map(group_entry)
+            .collect();
         json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
     }
 
     /// `GET /apis/GROUP`.
     pub fn group(&self, name: &str) -> Option<Value> {
         let groups = self.group_versions();
-        let mut entry = groups.iter().find(|(group, _)| !group.is_empty() && *group == name).map(group_entry)?;
+        let mut entry = groups
+            .iter()
+            .find(|(group, _)| !group.is_empty() && *group == name)
+            .map(group_entry)?;
         entry["kind"] = "APIGroup".into();
         entry["apiVersion"] = "v1".into();
         Some(entry)
@@ -49,13 +56,21 @@ impl Registry {
         let mut resources = Vec::new();
         for kind in self.served(group, version) {
             resources.push(resource_entry(kind));
-            resources.extend(kind.subresources().iter().map(|subresource| subresource_entry(kind, subresource)));
+            resources.extend(
+                kind.subresources()
+                    .iter()
+                    .map(|subresource| subresource_entry(kind, subresource)),
+            );
         }
         if resources.is_empty() {
             return None;
         }
         resources.sort_by(|left, right| left["name"].as_str().cmp(&right["name"].as_str()));
-        let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let group_version = if group.is_empty() {
+            version.to_owned()
+        } else {
+            format!("{group}/{version}")
+        };
         let mut document = json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
         if !group.is_empty() {
             document["apiVersion"] = "v1".into();
@@ -69,12 +84,19 @@ impl Registry {
         let groups = groups.iter().filter(|(group, _)| group.is_empty() == core);
         let items: Vec<Value> = groups
             .map(|(group, versions)| {
-                let metadata = if core { json!({}) } else { json!({"name": group}) };
+                let metadata = if core {
+                    json!({})
+                } else {
+                    json!({"name": group})
+                };
                 let versions: Vec<Value> = versions
                     .iter()
                     .map(|version| {
-                        let mut resources: Vec<Value> = self.served(group, version).map(aggregated_entry).collect();
-                        resources.sort_by(|left, right| left["resource"].as_str().cmp(&right["resource"].as_str()));
+                        let mut resources: Vec<Value> =
+                            self.served(group, version).map(aggregated_entry).collect();
+                        resources.sort_by(|left, right| {
+                            left["resource"].as_str().cmp(&right["resource"].as_str())
+                        });
                         json!({"version": version, "resources": resources, "freshness": "Current"})
                     })
                     .collect();
@@ -85,7 +107,9 @@ impl Registry {
     }
 
     fn served(&self, group: &str, version: &str) -> impl Iterator<Item = &Kind> {
-        self.all().filter(move |kind| kind.group() == group && kind.version() == version && !kind.plural().is_empty())
+        self.all().filter(move |kind| {
+            kind.group() == group && kind.version() == version && !kind.plural().is_empty()
+        })
     }
 }
 
@@ -130,9 +154,7 @@ fn subresource_entry(kind: &Kind, subresource: &Subresource) -> Value {
 }
 
 fn aggregated_entry(kind: &Kind) -> Value {
-    let response = |group: &Option<String>, version: &Option<String>, name: &str| {
-        json!({"group": group.as_deref().unwrap_or(""), "version": version.as_deref().unwrap_or(""), "kind": name})
-    };
+    let response = |group: &Option<String>, version: &Option<String>, name: &str| json!({"group": group.as_deref().unwrap_or(""), "version": version.as_deref().unwrap_or(""), "kind": name});
     let mut entry = json!({
         "resource": kind.plural(),
         "responseKind": response(&None, &None, kind.kind()),

@@ -7,7 +7,10 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 
 /// `duplicate field "spec.replicas"` for each key that stands again in its object; empty if `raw` is no JSON.
 pub(crate) fn find(raw: &[u8]) -> Vec<String> {
-    let mut found = Found { path: String::new(), texts: Vec::new() };
+    let mut found = Found {
+        path: String::new(),
+        texts: Vec::new(),
+    };
     let mut reader = serde_json::Deserializer::from_slice(raw);
     match (Scan { found: &mut found }).deserialize(&mut reader) {
         Ok(()) => found.texts,
@@ -101,10 +104,15 @@ impl<'de> Visitor<'de> for Scan<'_> {
 mod tests {
     #[test]
     fn keys_that_stand_twice_are_named_once_with_their_path() {
-        let check = |raw: &str, expected: &[&str]| assert_eq!(super::find(raw.as_bytes()), expected, "{raw}");
+        let check = |raw: &str, expected: &[&str]| {
+            assert_eq!(super::find(raw.as_bytes()), expected, "{raw}")
+        };
         check(r#"{"a":1,"b":{"a":2}}"#, &[]);
         check(r#"{"a":1,"a":2,"a":3}"#, &[r#"duplicate field "a""#]);
-        check(r#"{"spec":{"list":[{"x":1},{"x":1,"x":null}]}}"#, &[r#"duplicate field "spec.list[1].x""#]);
+        check(
+            r#"{"spec":{"list":[{"x":1},{"x":1,"x":null}]}}"#,
+            &[r#"duplicate field "spec.list[1].x""#],
+        );
         check("{", &[]);
     }
 }

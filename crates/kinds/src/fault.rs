@@ -91,8 +91,19 @@ pub struct Cause {
 }
 
 impl Fault {
-    fn new(path: Path<'_>, reason: FaultReason, bad_value: Value, detail: impl Into<String>) -> Fault {
-        Fault { path: path.to_string(), reason, bad_value, detail: detail.into(), shown: None }
+    fn new(
+        path: Path<'_>,
+        reason: FaultReason,
+        bad_value: Value,
+        detail: impl Into<String>,
+    ) -> Fault {
+        Fault {
+            path: path.to_string(),
+            reason,
+            bad_value,
+            detail: detail.into(),
+            shown: None,
+        }
     }
 
     /// The same fault, showing the value as this text.
@@ -107,7 +118,11 @@ impl Fault {
     }
 
     /// The value is malformed.
-    pub fn invalid(path: Path<'_>, bad_value: impl Into<Value>, detail: impl Into<String>) -> Fault {
+    pub fn invalid(
+        path: Path<'_>,
+        bad_value: impl Into<Value>,
+        detail: impl Into<String>,
+    ) -> Fault {
         Fault::new(path, FaultReason::Invalid, bad_value.into(), detail)
     }
 
@@ -134,7 +149,10 @@ impl Fault {
 
     /// The list has `actual` items, more than `limit`.
     pub fn too_many(path: Path<'_>, actual: usize, limit: usize) -> Fault {
-        let detail = format!("must have at most {limit} item{}", if limit == 1 { "" } else { "s" });
+        let detail = format!(
+            "must have at most {limit} item{}",
+            if limit == 1 { "" } else { "s" }
+        );
         Fault::new(path, FaultReason::TooMany, Value::from(actual), detail)
     }
 
@@ -159,12 +177,17 @@ impl Fault {
         let mut text = self.reason.text().to_owned();
         let shown = !matches!(
             self.reason,
-            FaultReason::Required | FaultReason::Forbidden | FaultReason::TooLong | FaultReason::Internal
+            FaultReason::Required
+                | FaultReason::Forbidden
+                | FaultReason::TooLong
+                | FaultReason::Internal
         );
         if shown {
             text.push_str(": ");
             match &self.bad_value {
-                _ if self.shown.is_some() => text.push_str(self.shown.as_deref().unwrap_or_default()),
+                _ if self.shown.is_some() => {
+                    text.push_str(self.shown.as_deref().unwrap_or_default())
+                }
                 Value::String(word) => text.push_str(&quote(word)),
                 other => text.push_str(&other.to_string()),
             }
@@ -178,7 +201,11 @@ impl Fault {
 
     /// The fault as an item of `Status.details.causes`.
     pub fn cause(&self) -> Cause {
-        Cause { reason: self.reason.word(), message: self.message(), field: self.path.clone() }
+        Cause {
+            reason: self.reason.word(),
+            message: self.message(),
+            field: self.path.clone(),
+        }
     }
 }
 
@@ -231,22 +258,34 @@ enum Part<'a> {
 impl<'a> Path<'a> {
     /// The path of a top-level field.
     pub const fn new(field: &'a str) -> Path<'a> {
-        Path { parent: None, part: Part::Field(field) }
+        Path {
+            parent: None,
+            part: Part::Field(field),
+        }
     }
 
     /// A field below this one; `field` may itself hold dots.
     pub const fn child(&'a self, field: &'a str) -> Path<'a> {
-        Path { parent: Some(self), part: Part::Field(field) }
+        Path {
+            parent: Some(self),
+            part: Part::Field(field),
+        }
     }
 
     /// An item of this list.
     pub const fn index(&'a self, index: usize) -> Path<'a> {
-        Path { parent: Some(self), part: Part::Index(index) }
+        Path {
+            parent: Some(self),
+            part: Part::Index(index),
+        }
     }
 
     /// An entry of this map.
     pub const fn key(&'a self, key: &'a str) -> Path<'a> {
-        Path { parent: Some(self), part: Part::Key(key) }
+        Path {
+            parent: Some(self),
+            part: Part::Key(key),
+        }
     }
 }
 
@@ -256,7 +295,9 @@ impl fmt::Display for Path<'_> {
             parent.fmt(out)?;
         }
         match self.part {
-            Part::Field(field) if self.parent.is_some() && !field.is_empty() => write!(out, ".{field}"),
+            Part::Field(field) if self.parent.is_some() && !field.is_empty() => {
+                write!(out, ".{field}")
+            }
             Part::Field(field) => out.write_str(field),
             Part::Index(index) => write!(out, "[{index}]"),
             Part::Key(key) => write!(out, "[{key}]"),

@@ -75,7 +75,8 @@ impl Kind {
         Kind {
             list_kind: format!("{}List", data.kind),
             storage_space,
-            schema: schema::definition(&data.definition).expect("the generator writes the schema of each kind"),
+            schema: schema::definition(&data.definition)
+                .expect("the generator writes the schema of each kind"),
             rules,
             columns: OnceLock::new(),
             data,
@@ -195,6 +196,7 @@ impl Kind {
     /// from `old`, and `metadata.generation` counts changes of the spec.
     pub fn prepare_update(&self, new: &mut Value, old: &Value, sub: Option<&str>) {
         metadata::drop_repeated_owners(new);
+        metadata::keep(new, old);
         (self.rules.prepare_update)(new, old, sub);
         decode::normalize(new, &self.schema);
     }
@@ -222,7 +224,8 @@ impl Kind {
 
     /// The columns of a `Table` answer.
     pub fn columns(&self) -> &[Column] {
-        self.columns.get_or_init(|| self.rules.columns.iter().map(Heading::column).collect())
+        self.columns
+            .get_or_init(|| self.rules.columns.iter().map(Heading::column).collect())
     }
 
     /// One row of a `Table` answer.

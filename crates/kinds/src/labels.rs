@@ -18,7 +18,10 @@ pub(crate) fn validate_selector(selector: &Value, path: Path<'_>, faults: &mut V
         match text(requirement, "operator") {
             "In" | "NotIn" => {
                 if values.is_empty() {
-                    faults.push(Fault::required(values_path, "must be specified when `operator` is 'In' or 'NotIn'"));
+                    faults.push(Fault::required(
+                        values_path,
+                        "must be specified when `operator` is 'In' or 'NotIn'",
+                    ));
                 }
             }
             "Exists" | "DoesNotExist" => {
@@ -27,7 +30,11 @@ pub(crate) fn validate_selector(selector: &Value, path: Path<'_>, faults: &mut V
                     faults.push(Fault::forbidden(values_path, text));
                 }
             }
-            other => faults.push(Fault::invalid(path.child("operator"), other, "not a valid selector operator")),
+            other => faults.push(Fault::invalid(
+                path.child("operator"),
+                other,
+                "not a valid selector operator",
+            )),
         }
         let key = text(requirement, "key");
         let problems = names::qualified_name(key).into_iter();
@@ -35,14 +42,20 @@ pub(crate) fn validate_selector(selector: &Value, path: Path<'_>, faults: &mut V
         for (index, value) in values.iter().enumerate() {
             let value = value.as_str().unwrap_or_default();
             let problems = names::label_value(value).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(values_path.index(index), value, problem)));
+            faults.extend(
+                problems.map(|problem| Fault::invalid(values_path.index(index), value, problem)),
+            );
         }
     }
 }
 
 /// A selector as Go prints it: labels before expressions.
 pub(crate) fn show_selector(selector: &Value) -> String {
-    let fields = ["matchLabels", "matchExpressions"].into_iter().filter(|field| !selector[*field].is_null());
-    let parts: Vec<String> = fields.map(|field| format!("\"{field}\":{}", selector[field])).collect();
+    let fields = ["matchLabels", "matchExpressions"]
+        .into_iter()
+        .filter(|field| !selector[*field].is_null());
+    let parts: Vec<String> = fields
+        .map(|field| format!("\"{field}\":{}", selector[field]))
+        .collect();
     format!("{{{}}}", parts.join(","))
 }

@@ -30,16 +30,32 @@ pub(crate) fn selectable_fields(object: &Value, namespaced: bool) -> Vec<(&'stat
 }
 
 /// The metadata of a new object.
-pub(crate) fn validate(object: &Value, namespaced: bool, check: NameCheck, faults: &mut Vec<Fault>) {
+pub(crate) fn validate(
+    object: &Value,
+    namespaced: bool,
+    check: NameCheck,
+    faults: &mut Vec<Fault>,
+) {
     let metadata = &object["metadata"];
     let path = METADATA;
     let generate_name = text(metadata, "generateName");
-    for problem in if generate_name.is_empty() { Vec::new() } else { check(generate_name, true) } {
-        faults.push(Fault::invalid(path.child("generateName"), generate_name, problem));
+    for problem in if generate_name.is_empty() {
+        Vec::new()
+    } else {
+        check(generate_name, true)
+    } {
+        faults.push(Fault::invalid(
+            path.child("generateName"),
+            generate_name,
+            problem,
+        ));
     }
     let name = text(metadata, "name");
     if name.is_empty() {
-        faults.push(Fault::required(path.child("name"), "name or generateName is required"));
+        faults.push(Fault::required(
+            path.child("name"),
+            "name or generateName is required",
+        ));
     } else {
         for problem in check(name, false) {
             faults.push(Fault::invalid(path.child("name"), name, problem));
@@ -55,15 +71,25 @@ pub(crate) fn validate(object: &Value, namespaced: bool, check: NameCheck, fault
             }
         }
     } else if !namespace.is_empty() {
-        faults.push(Fault::forbidden(path.child("namespace"), "not allowed on this type"));
+        faults.push(Fault::forbidden(
+            path.child("namespace"),
+            "not allowed on this type",
+        ));
     }
     validate_attachments(metadata, path, faults);
 }
 
 /// Labels, annotations, owners, finalizers: what an update may change.
 fn validate_attachments(metadata: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
-    if let Some(generation) = metadata["generation"].as_i64().filter(|generation| *generation < 0) {
-        faults.push(Fault::invalid(path.child("generation"), generation, NOT_NEGATIVE));
+    if let Some(generation) = metadata["generation"]
+        .as_i64()
+        .filter(|generation| *generation < 0)
+    {
+        faults.push(Fault::invalid(
+            path.child("generation"),
+            generation,
+            NOT_NEGATIVE,
+        ));
     }
     validate_labels(&metadata["labels"], path.child("labels"), faults);
     validate_annotations(&metadata["annotations"], path.child("annotations"), faults);
@@ -111,20 +137,39 @@ fn validate_owners(metadata: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         let path = owners;
         let version = text(owner, "apiVersion");
         if version.rsplit('/').next().unwrap_or_default().is_empty() {
-            faults.push(Fault::invalid(path.child("apiVersion"), version, "version must not be empty"));
+            faults.push(Fault::invalid(
+                path.child("apiVersion"),
+                version,
+                "version must not be empty",
+            ));
         }
         if version.matches('/').count() > 1 {
-            faults.push(Fault::invalid(path.child("apiVersion"), version, format!("unexpected GroupVersion string: {version}")));
+            faults.push(Fault::invalid(
+                path.child("apiVersion"),
+                version,
+                format!("unexpected GroupVersion string: {version}"),
+            ));
         }
-        for (field, what) in [("kind", "must not be empty"), ("name", "must not be empty"), ("uid", "must not be empty")] {
+        for (field, what) in [
+            ("kind", "must not be empty"),
+            ("name", "must not be empty"),
+            ("uid", "must not be empty"),
+        ] {
             if text(owner, field).is_empty() {
                 faults.push(Fault::invalid(path.child(field), "", what));
             }
         }
         if owner["controller"] == true {
             if !controller.is_empty() {
-                let text = format!("Only one reference can have Controller set to true. Found \"true\" in references for {controller} and {}", text(owner, "name"));
-                faults.push(Fault::invalid(owners, metadata["ownerReferences"].clone(), text));
+                let text = format!(
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {controller} and {}",
+                    text(owner, "name")
+                );
+                faults.push(Fault::invalid(
+                    owners,
+                    metadata["ownerReferences"].clone(),
+                    text,
+                ));
             } else {
                 controller = text(owner, "name");
             }
@@ -140,7 +185,9 @@ fn validate_finalizers(metadata: &Value, path: Path<'_>, faults: &mut Vec<Fault>
         for problem in names::qualified_name(finalizer) {
             faults.push(Fault::invalid(finalizers, finalizer, problem));
         }
-        if !finalizer.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer) {
+        if !finalizer.contains('/')
+            && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer)
+        {
             let text = "name is neither a standard finalizer name nor is it fully qualified";
             faults.push(Fault::invalid(finalizers.index(index), finalizer, text));
         }
@@ -150,7 +197,11 @@ fn validate_finalizers(metadata: &Value, path: Path<'_>, faults: &mut Vec<Fault>
     }
     if conflicting.contains(&"orphan") && conflicting.contains(&"foregroundDeletion") {
         let text = "finalizer orphan and foregroundDeletion cannot be both set";
-        faults.push(Fault::invalid(path.child("finalizers"), metadata["finalizers"].clone(), text));
+        faults.push(Fault::invalid(
+            path.child("finalizers"),
+            metadata["finalizers"].clone(),
+            text,
+        ));
     }
 }
 
@@ -158,24 +209,52 @@ fn validate_finalizers(metadata: &Value, path: Path<'_>, faults: &mut Vec<Fault>
 pub(crate) fn validate_update(new: &Value, old: &Value, faults: &mut Vec<Fault>) {
     let path = METADATA;
     let (new, old) = (&new["metadata"], &old["metadata"]);
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
         // Absent values are filled in from the old object before an update is checked.
         if !new[field].is_null() && new[field] != old[field] {
-            faults.push(Fault::invalid(path.child(field), new[field].clone(), IMMUTABLE));
+            faults.push(Fault::invalid(
+                path.child(field),
+                new[field].clone(),
+                IMMUTABLE,
+            ));
         }
     }
     if text(new, "resourceVersion").is_empty() {
-        faults.push(Fault::invalid(path.child("resourceVersion"), "", "must be specified for an update"));
+        faults.push(Fault::invalid(
+            path.child("resourceVersion"),
+            "",
+            "must be specified for an update",
+        ));
     }
     if new["generation"].as_i64().unwrap_or(0) < old["generation"].as_i64().unwrap_or(0) {
-        faults.push(Fault::invalid(path.child("generation"), new["generation"].clone(), "must not be decremented"));
+        faults.push(Fault::invalid(
+            path.child("generation"),
+            new["generation"].clone(),
+            "must not be decremented",
+        ));
     }
     if !old["deletionTimestamp"].is_null() {
         let known = list(old, "finalizers");
-        let added: Vec<&str> =
-            list(new, "finalizers").iter().filter(|item| !known.contains(item)).filter_map(Value::as_str).collect();
+        let added: Vec<&str> = list(new, "finalizers")
+            .iter()
+            .filter(|item| !known.contains(item))
+            .filter_map(Value::as_str)
+            .collect();
         if !added.is_empty() {
-            let text = format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}", added.iter().map(|item| crate::quote(item)).collect::<Vec<_>>().join(", "));
+            let text = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                added
+                    .iter()
+                    .map(|item| crate::quote(item))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
             faults.push(Fault::forbidden(path.child("finalizers"), text));
         }
     }
@@ -194,6 +273,20 @@ pub(crate) fn drop_repeated_owners(object: &mut Value) {
             new
         });
     }
+}
+
+/// Takes from the old object what no writer can change: when it was made, and how often its spec changed.
+pub(crate) fn keep(new: &mut Value, old: &Value) {
+    let Value::Object(fields) = &mut new["metadata"] else {
+        return;
+    };
+    for field in ["creationTimestamp", "generation"] {
+        match old["metadata"].get(field) {
+            Some(value) => drop(fields.insert(field.to_owned(), value.clone())),
+            None => drop(fields.remove(field)),
+        }
+    }
+    fields.remove("selfLink");
 }
 
 /// Counts `metadata.generation` on if `spec` changed.

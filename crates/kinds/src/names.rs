@@ -26,7 +26,9 @@ fn is_qualified(text: &str) -> bool {
         (Some(first), Some(last)) => {
             first.is_ascii_alphanumeric()
                 && last.is_ascii_alphanumeric()
-                && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
+                && bytes
+                    .iter()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte))
         }
         _ => false,
     }
@@ -47,8 +49,14 @@ fn pattern(message: &str, pattern: &str, examples: &[&str]) -> String {
     if examples.is_empty() {
         return format!("{message} (regex used for validation is '{pattern}')");
     }
-    let examples: Vec<String> = examples.iter().map(|example| format!("'{example}'")).collect();
-    format!("{message} (e.g. {}, regex used for validation is '{pattern}')", examples.join(",  or "))
+    let examples: Vec<String> = examples
+        .iter()
+        .map(|example| format!("'{example}'"))
+        .collect();
+    format!(
+        "{message} (e.g. {}, regex used for validation is '{pattern}')",
+        examples.join(",  or ")
+    )
 }
 
 /// A DNS label after RFC 1123: names of namespaces, containers, ports, services.
@@ -72,7 +80,11 @@ pub fn dns1123_subdomain(value: &str) -> Vec<String> {
     }
     if !is_subdomain(value) {
         let text = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character";
-        faults.push(pattern(text, &format!("{LABEL}(\\.{LABEL})*"), &["example.com"]));
+        faults.push(pattern(
+            text,
+            &format!("{LABEL}(\\.{LABEL})*"),
+            &["example.com"],
+        ));
     }
     faults
 }
@@ -85,7 +97,11 @@ pub fn dns1035_label(value: &str) -> Vec<String> {
     }
     if !(is_label(value) && value.starts_with(|first: char| first.is_ascii_lowercase())) {
         let text = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and end with an alphanumeric character";
-        faults.push(pattern(text, "[a-z]([-a-z0-9]*[a-z0-9])?", &["my-name", "abc-123"]));
+        faults.push(pattern(
+            text,
+            "[a-z]([-a-z0-9]*[a-z0-9])?",
+            &["my-name", "abc-123"],
+        ));
     }
     faults
 }
@@ -103,13 +119,19 @@ pub fn qualified_name(value: &str) -> Vec<String> {
         [prefix, name] => {
             match prefix.is_empty() {
                 true => faults.push("prefix part must be non-empty".to_owned()),
-                false => faults.extend(dns1123_subdomain(prefix).into_iter().map(|text| format!("prefix part {text}"))),
+                false => faults.extend(
+                    dns1123_subdomain(prefix)
+                        .into_iter()
+                        .map(|text| format!("prefix part {text}")),
+                ),
             }
             name
         }
         _ => {
             let text = format!("a qualified name {}", pattern(text, QUALIFIED, &examples));
-            return vec![format!("{text} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')")];
+            return vec![format!(
+                "{text} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+            )];
         }
     };
     if name.is_empty() {
@@ -131,7 +153,11 @@ pub fn label_value(value: &str) -> Vec<String> {
     }
     if !value.is_empty() && !is_qualified(value) {
         let text = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
-        faults.push(pattern(text, &format!("({QUALIFIED})?"), &["MyValue", "my_value", "12345"]));
+        faults.push(pattern(
+            text,
+            &format!("({QUALIFIED})?"),
+            &["MyValue", "my_value", "12345"],
+        ));
     }
     faults
 }
@@ -159,8 +185,12 @@ pub fn path_segment_name(name: &str, prefix: bool) -> Vec<String> {
     if !prefix && (name == "." || name == "..") {
         return vec![format!("may not be '{name}'")];
     }
-    let forbidden = ['/', '%'].into_iter().filter(|symbol| name.contains(*symbol));
-    forbidden.map(|symbol| format!("may not contain '{symbol}'")).collect()
+    let forbidden = ['/', '%']
+        .into_iter()
+        .filter(|symbol| name.contains(*symbol));
+    forbidden
+        .map(|symbol| format!("may not contain '{symbol}'"))
+        .collect()
 }
 
 /// The text for numbers out of a range.
@@ -179,8 +209,14 @@ pub fn port_name(name: &str) -> Vec<String> {
     if name.len() > 15 {
         faults.push(too_long(15));
     }
-    if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-') || name.is_empty() {
-        faults.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned());
+    if !name
+        .bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        || name.is_empty()
+    {
+        faults.push(
+            "must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".to_owned(),
+        );
     }
     if !name.bytes().any(|byte| byte.is_ascii_lowercase()) {
         faults.push("must contain at least one letter (a-z)".to_owned());
@@ -203,7 +239,11 @@ pub fn config_key(key: &str) -> Vec<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     if key.is_empty() || !key.bytes().all(plain) {
         let text = "a valid config key must consist of alphanumeric characters, '-', '_' or '.'";
-        faults.push(pattern(text, "[-._a-zA-Z0-9]+", &["key.name", "KEY_NAME", "key-name"]));
+        faults.push(pattern(
+            text,
+            "[-._a-zA-Z0-9]+",
+            &["key.name", "KEY_NAME", "key-name"],
+        ));
     }
     match key {
         "." => faults.push("must not be '.'".to_owned()),
@@ -228,7 +268,11 @@ pub fn environment_name(name: &str) -> Vec<String> {
 
 /// A name of an HTTP header.
 pub(crate) fn http_header(name: &str) -> Vec<String> {
-    match !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+    match !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    {
         true => Vec::new(),
         false => {
             let text = "a valid HTTP header must consist of alphanumeric characters or '-'";
@@ -247,12 +291,19 @@ pub(crate) fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
     let label = |label: &str| {
         let label = label.strip_prefix('_').unwrap_or(label);
         let edges = [label.bytes().next(), label.bytes().last()];
-        edges.into_iter().all(|edge| edge.is_some_and(plain)) && label.bytes().all(|byte| plain(byte) || b"-_".contains(&byte))
+        edges.into_iter().all(|edge| edge.is_some_and(plain))
+            && label
+                .bytes()
+                .all(|byte| plain(byte) || b"-_".contains(&byte))
     };
     if !value.split('.').all(label) {
         let part = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?";
         let text = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character";
-        faults.push(pattern(text, &format!("{part}(\\.{part})*"), &["example.com"]));
+        faults.push(pattern(
+            text,
+            &format!("{part}(\\.{part})*"),
+            &["example.com"],
+        ));
     }
     faults
 }
@@ -273,7 +324,9 @@ pub(crate) fn cidr(value: &str) -> Option<String> {
             Ok(std::net::IpAddr::V6(_)) => 128,
             Err(_) => return false,
         };
-        bits.len() <= 3 && bits.bytes().all(|byte| byte.is_ascii_digit()) && bits.parse::<u8>().is_ok_and(|bits| bits <= limit)
+        bits.len() <= 3
+            && bits.bytes().all(|byte| byte.is_ascii_digit())
+            && bits.parse::<u8>().is_ok_and(|bits| bits <= limit)
     });
     (!valid).then(|| "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned())
 }

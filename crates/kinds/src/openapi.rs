@@ -20,10 +20,20 @@ impl Registry {
     /// The paths below `/openapi/v3/` that have a document: `api/v1`, `apis/apps/v1`.
     pub fn openapi_paths(&self) -> Vec<String> {
         let of_group = |(group, versions): (&str, Vec<&str>)| {
-            let base = if group.is_empty() { "api".to_owned() } else { format!("apis/{group}") };
-            versions.into_iter().map(move |version| format!("{base}/{version}")).collect::<Vec<_>>()
+            let base = if group.is_empty() {
+                "api".to_owned()
+            } else {
+                format!("apis/{group}")
+            };
+            versions
+                .into_iter()
+                .map(move |version| format!("{base}/{version}"))
+                .collect::<Vec<_>>()
         };
-        self.group_versions().into_iter().flat_map(of_group).collect()
+        self.group_versions()
+            .into_iter()
+            .flat_map(of_group)
+            .collect()
     }
 
     /// The document of a path of [`openapi_paths`](Registry::openapi_paths).
@@ -33,13 +43,25 @@ impl Registry {
             ["apis", group, version] => (*group, *version),
             _ => return None,
         };
-        let kinds: Vec<&Kind> = self.all().filter(|kind| kind.group() == group && kind.version() == version).collect();
-        let served: Vec<&Kind> = kinds.iter().copied().filter(|kind| !kind.plural().is_empty()).collect();
+        let kinds: Vec<&Kind> = self
+            .all()
+            .filter(|kind| kind.group() == group && kind.version() == version)
+            .collect();
+        let served: Vec<&Kind> = kinds
+            .iter()
+            .copied()
+            .filter(|kind| !kind.plural().is_empty())
+            .collect();
         if served.is_empty() {
             return None;
         }
         let mut paths = Map::new();
-        let writer = Writer { registry: self, group, version, root: format!("/{path}") };
+        let writer = Writer {
+            registry: self,
+            group,
+            version,
+            root: format!("/{path}"),
+        };
         paths.insert(format!("/{path}/"), writer.resources());
         for kind in served {
             writer.kind(kind, &mut paths);
@@ -94,7 +116,17 @@ impl Writer<'_> {
             "" => "core",
             group => group.trim_end_matches(".k8s.io"),
         };
-        let words: Vec<String> = group.split('.').enumerate().map(|(index, word)| if index == 0 { word.to_owned() } else { capitalized(word) }).collect();
+        let words: Vec<String> = group
+            .split('.')
+            .enumerate()
+            .map(|(index, word)| {
+                if index == 0 {
+                    word.to_owned()
+                } else {
+                    capitalized(word)
+                }
+            })
+            .collect();
         format!("{}_{}", words.concat(), self.version)
     }
 
@@ -144,7 +176,10 @@ impl Writer<'_> {
         if has("deletecollection") {
             entry.insert("delete".to_owned(), self.delete_collection(kind));
         }
-        entry.insert("parameters".to_owned(), parameters::of_path(kind.namespaced(), None));
+        entry.insert(
+            "parameters".to_owned(),
+            parameters::of_path(kind.namespaced(), None),
+        );
         paths.insert(collection.clone(), Value::Object(entry));
         if kind.namespaced() && has("list") {
             let everywhere = format!("{}ForAllNamespaces", kind.kind());
@@ -157,7 +192,10 @@ impl Writer<'_> {
         }
         let one = format!("{collection}/{{name}}");
         let mut entry = self.one(&subject, kind.verbs());
-        entry.insert("parameters".to_owned(), parameters::of_path(kind.namespaced(), Some(kind.kind())));
+        entry.insert(
+            "parameters".to_owned(),
+            parameters::of_path(kind.namespaced(), Some(kind.kind())),
+        );
         paths.insert(one.clone(), Value::Object(entry));
         for part in kind.subresources() {
             self.part(kind, part, &one, paths);
@@ -195,7 +233,13 @@ impl Writer<'_> {
         let mut entry = Map::new();
         let body = || reference(subject.definition);
         let part = subject.words.contains(" of the ");
-        let the = |verb: &str| format!("{verb} {}{}", if part { "" } else { "the specified " }, subject.words);
+        let the = |verb: &str| {
+            format!(
+                "{verb} {}{}",
+                if part { "" } else { "the specified " },
+                subject.words
+            )
+        };
         for verb in verbs {
             let (method, operation) = match verb.as_str() {
                 "get" => {
@@ -206,24 +250,39 @@ impl Writer<'_> {
                 "update" => {
                     let mut operation = self.operation("replace", "put", &the("replace"), subject);
                     operation["parameters"] = parameters::of_write(false);
-                    operation["requestBody"] = json!({"content": {"*/*": {"schema": body()}}, "required": true});
+                    operation["requestBody"] =
+                        json!({"content": {"*/*": {"schema": body()}}, "required": true});
                     operation["responses"] = responses(&["200", "201"], body(), false);
                     ("put", operation)
                 }
                 "patch" => {
-                    let mut operation = self.operation("patch", "patch", &the("partially update"), subject);
+                    let mut operation =
+                        self.operation("patch", "patch", &the("partially update"), subject);
                     operation["parameters"] = parameters::of_write(true);
-                    let forms = ["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
-                    let content: Map<String, Value> =
-                        forms.into_iter().map(|form| (form.to_owned(), json!({"schema": reference(PATCH)}))).collect();
+                    let forms = [
+                        "application/apply-patch+yaml",
+                        "application/json-patch+json",
+                        "application/merge-patch+json",
+                        "application/strategic-merge-patch+json",
+                    ];
+                    let content: Map<String, Value> = forms
+                        .into_iter()
+                        .map(|form| (form.to_owned(), json!({"schema": reference(PATCH)})))
+                        .collect();
                     operation["requestBody"] = json!({"content": content, "required": true});
                     operation["responses"] = responses(&["200", "201"], body(), false);
                     ("patch", operation)
                 }
                 "delete" => {
-                    let mut operation = self.operation("delete", "delete", &format!("delete a {}", subject.words), subject);
+                    let mut operation = self.operation(
+                        "delete",
+                        "delete",
+                        &format!("delete a {}", subject.words),
+                        subject,
+                    );
                     operation["parameters"] = parameters::of_delete();
-                    operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(DELETE_OPTIONS)}}});
+                    operation["requestBody"] =
+                        json!({"content": {"*/*": {"schema": reference(DELETE_OPTIONS)}}});
                     operation["responses"] = responses(&["200", "202"], reference(STATUS), false);
                     ("delete", operation)
                 }
@@ -249,17 +308,26 @@ impl Writer<'_> {
         if with_parameters {
             operation["parameters"] = parameters::of_list(false);
         }
-        operation["responses"] = responses(&["200"], reference(&format!("{}List", kind.definition())), true);
+        operation["responses"] = responses(
+            &["200"],
+            reference(&format!("{}List", kind.definition())),
+            true,
+        );
         operation
     }
 
     fn create(&self, subject: &Subject<'_>) -> Value {
-        let article = if subject.kind.starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
+        let article = if subject.kind.starts_with(['A', 'E', 'I', 'O', 'U']) {
+            "an"
+        } else {
+            "a"
+        };
         let words = format!("create {article} {}", subject.words);
         let body = || reference(subject.definition);
         let mut operation = self.operation("create", "post", &words, subject);
         operation["parameters"] = parameters::of_create();
-        operation["requestBody"] = json!({"content": {"*/*": {"schema": body()}}, "required": true});
+        operation["requestBody"] =
+            json!({"content": {"*/*": {"schema": body()}}, "required": true});
         operation["responses"] = responses(&["200", "201", "202"], body(), false);
         operation
     }
@@ -277,7 +345,8 @@ impl Writer<'_> {
         let words = format!("delete collection of {}", kind.kind());
         let mut operation = self.operation("delete", "deletecollection", &words, &subject);
         operation["parameters"] = parameters::of_delete_collection();
-        operation["requestBody"] = json!({"content": {"*/*": {"schema": reference(DELETE_OPTIONS)}}});
+        operation["requestBody"] =
+            json!({"content": {"*/*": {"schema": reference(DELETE_OPTIONS)}}});
         operation["responses"] = responses(&["200"], reference(STATUS), false);
         operation
     }
@@ -286,8 +355,17 @@ impl Writer<'_> {
         let mut entry = Map::new();
         for verb in verbs {
             let method = if verb == "create" { "post" } else { "get" };
-            let words = format!("connect {} requests to {}", method.to_uppercase(), subject.words);
-            let mut operation = self.operation(&format!("connect{}", capitalized(method)), "connect", &words, subject);
+            let words = format!(
+                "connect {} requests to {}",
+                method.to_uppercase(),
+                subject.words
+            );
+            let mut operation = self.operation(
+                &format!("connect{}", capitalized(method)),
+                "connect",
+                &words,
+                subject,
+            );
             operation["responses"] = json!({
                 "200": {"description": "OK", "content": {"*/*": {"schema": {"type": "string"}}}},
                 "401": {"description": "Unauthorized"},
@@ -298,7 +376,8 @@ impl Writer<'_> {
     }
 
     fn log(&self, subject: &Subject<'_>) -> Map<String, Value> {
-        let mut operation = self.operation("read", "get", &format!("read {}", subject.words), subject);
+        let mut operation =
+            self.operation("read", "get", &format!("read {}", subject.words), subject);
         operation["responses"] = json!({
             "200": {"description": "OK", "content": {"text/plain": {"schema": {"type": "string"}}}},
             "401": {"description": "Unauthorized"},
@@ -309,7 +388,10 @@ impl Writer<'_> {
 
 fn capitalized(word: &str) -> String {
     let mut symbols = word.chars();
-    symbols.next().map(|first| first.to_uppercase().chain(symbols).collect()).unwrap_or_default()
+    symbols
+        .next()
+        .map(|first| first.to_uppercase().chain(symbols).collect())
+        .unwrap_or_default()
 }
 
 /// A reference to a schema of the same document.
@@ -332,7 +414,10 @@ fn responses(codes: &[&str], schema: Value, watch: bool) -> Value {
         if watch {
             content["application/json;stream=watch"] = json!({"schema": schema});
         }
-        out.insert((*code).to_owned(), json!({"description": words, "content": content}));
+        out.insert(
+            (*code).to_owned(),
+            json!({"description": words, "content": content}),
+        );
     }
     out.insert("401".to_owned(), json!({"description": "Unauthorized"}));
     Value::Object(out)
@@ -361,12 +446,17 @@ mod tests {
     #[test]
     fn every_document_is_closed() {
         for path in builtin().openapi_paths() {
-            let document = builtin().openapi_v3(&path).expect("a listed path has a document");
+            let document = builtin()
+                .openapi_v3(&path)
+                .expect("a listed path has a document");
             let mut found = Vec::new();
             references(&document, &mut found);
             for target in found {
                 let pointer = target.trim_start_matches('#');
-                assert!(document.pointer(pointer).is_some(), "{path} refers to {target}");
+                assert!(
+                    document.pointer(pointer).is_some(),
+                    "{path} refers to {target}"
+                );
             }
         }
         assert_eq!(builtin().openapi_v3("apis/nothing/v1"), None);
@@ -375,20 +465,38 @@ mod tests {
     #[test]
     fn clients_find_the_parameters_of_a_patch_by_the_kind() {
         let document = builtin().openapi_v3("apis/apps/v1").expect("apps");
-        let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        assert_eq!(patch["x-kubernetes-group-version-kind"]["kind"], "Deployment");
-        let names: Vec<&str> =
-            patch["parameters"].as_array().into_iter().flatten().filter_map(|parameter| parameter["name"].as_str()).collect();
-        assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
+        let patch =
+            &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
+        assert_eq!(
+            patch["x-kubernetes-group-version-kind"]["kind"],
+            "Deployment"
+        );
+        let names: Vec<&str> = patch["parameters"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|parameter| parameter["name"].as_str())
+            .collect();
+        assert_eq!(
+            names,
+            ["dryRun", "fieldManager", "fieldValidation", "force"]
+        );
     }
 
     #[test]
     fn operations_have_ids_of_their_own() {
         let mut seen = std::collections::BTreeSet::new();
         for path in builtin().openapi_paths() {
-            let document = builtin().openapi_v3(&path).expect("a listed path has a document");
+            let document = builtin()
+                .openapi_v3(&path)
+                .expect("a listed path has a document");
             for (at, entry) in document["paths"].as_object().into_iter().flatten() {
-                for operation in entry.as_object().into_iter().flatten().map(|(_, operation)| operation) {
+                for operation in entry
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .map(|(_, operation)| operation)
+                {
                     if let Some(id) = operation["operationId"].as_str() {
                         assert!(seen.insert(id.to_owned()), "{id} again at {at}");
                     }

@@ -42,12 +42,18 @@ pub enum QuantityError {
 impl Quantity {
     /// A whole amount.
     pub fn whole(value: i64) -> Quantity {
-        Quantity { nanos: i128::from(value) * NANO, format: Format::Decimal }
+        Quantity {
+            nanos: i128::from(value) * NANO,
+            format: Format::Decimal,
+        }
     }
 
     /// A number of thousandths.
     pub fn milli(value: i64) -> Quantity {
-        Quantity { nanos: i128::from(value) * (NANO / 1000), format: Format::Decimal }
+        Quantity {
+            nanos: i128::from(value) * (NANO / 1000),
+            format: Format::Decimal,
+        }
     }
 
     /// The amount in billionths.
@@ -96,8 +102,15 @@ impl std::ops::Add for Quantity {
 
     /// The sum, printed in the format of the left side unless that is zero.
     fn add(self, other: Quantity) -> Quantity {
-        let format = if self.nanos == 0 { other.format } else { self.format };
-        Quantity { nanos: self.nanos.saturating_add(other.nanos), format }
+        let format = if self.nanos == 0 {
+            other.format
+        } else {
+            self.format
+        };
+        Quantity {
+            nanos: self.nanos.saturating_add(other.nanos),
+            format,
+        }
     }
 }
 
@@ -106,8 +119,15 @@ impl std::ops::Sub for Quantity {
 
     /// The difference, printed in the format of the left side unless that is zero.
     fn sub(self, other: Quantity) -> Quantity {
-        let format = if self.nanos == 0 { other.format } else { self.format };
-        Quantity { nanos: self.nanos.saturating_sub(other.nanos), format }
+        let format = if self.nanos == 0 {
+            other.format
+        } else {
+            self.format
+        };
+        Quantity {
+            nanos: self.nanos.saturating_sub(other.nanos),
+            format,
+        }
     }
 }
 
@@ -119,9 +139,26 @@ fn ceiling(value: i128, unit: i128) -> i128 {
 
 /// `base^power × 10^9`, and the format, of a suffix.
 fn unit(suffix: &str) -> Result<(u32, i32, Format), QuantityError> {
-    const DECIMAL: [(&str, i32); 10] =
-        [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
-    const BINARY: [(&str, i32); 6] = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40), ("Pi", 50), ("Ei", 60)];
+    const DECIMAL: [(&str, i32); 10] = [
+        ("n", -9),
+        ("u", -6),
+        ("m", -3),
+        ("", 0),
+        ("k", 3),
+        ("M", 6),
+        ("G", 9),
+        ("T", 12),
+        ("P", 15),
+        ("E", 18),
+    ];
+    const BINARY: [(&str, i32); 6] = [
+        ("Ki", 10),
+        ("Mi", 20),
+        ("Gi", 30),
+        ("Ti", 40),
+        ("Pi", 50),
+        ("Ei", 60),
+    ];
     if let Some((_, power)) = DECIMAL.iter().find(|(name, _)| *name == suffix) {
         return Ok((10, *power, Format::Decimal));
     }
@@ -139,9 +176,13 @@ impl FromStr for Quantity {
 
     fn from_str(text: &str) -> Result<Quantity, QuantityError> {
         let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
-        let number_end = unsigned.find(|symbol: char| !symbol.is_ascii_digit() && symbol != '.').unwrap_or(unsigned.len());
+        let number_end = unsigned
+            .find(|symbol: char| !symbol.is_ascii_digit() && symbol != '.')
+            .unwrap_or(unsigned.len());
         let (number, suffix) = unsigned.split_at(number_end);
-        let letters_end = suffix.find(|symbol| !"eEinumkKMGTP".contains(symbol)).unwrap_or(suffix.len());
+        let letters_end = suffix
+            .find(|symbol| !"eEinumkKMGTP".contains(symbol))
+            .unwrap_or(suffix.len());
         let exponent = &suffix[letters_end..];
         let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
         if number.is_empty() || !exponent.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -153,11 +194,27 @@ impl FromStr for Quantity {
         }
         let (base, power, format) = unit(suffix)?;
         let (mantissa, exact) = scaled(whole, fraction.trim_end_matches('0'), base, power);
-        let magnitude = if exact { mantissa } else { mantissa.saturating_add(1) };
+        let magnitude = if exact {
+            mantissa
+        } else {
+            mantissa.saturating_add(1)
+        };
         let magnitude = magnitude.min(i128::from(i64::MAX) * NANO);
         // A binary suffix cannot print what is finer than one.
-        let format = if format == Format::Binary && magnitude < 1024 * NANO && magnitude % NANO != 0 { Format::Decimal } else { format };
-        Ok(Quantity { nanos: if text.starts_with('-') { -magnitude } else { magnitude }, format })
+        let format = if format == Format::Binary && magnitude < 1024 * NANO && magnitude % NANO != 0
+        {
+            Format::Decimal
+        } else {
+            format
+        };
+        Ok(Quantity {
+            nanos: if text.starts_with('-') {
+                -magnitude
+            } else {
+                magnitude
+            },
+            format,
+        })
     }
 }
 
@@ -169,7 +226,11 @@ fn scaled(whole: &str, fraction: &str, base: u32, power: i32) -> (i128, bool) {
     // Digits beyond what i128 holds only matter for rounding.
     let mut dropped = 0_i32;
     let mut exact = true;
-    for digit in whole.bytes().chain(fraction.bytes()).map(|byte| i128::from(byte - b'0')) {
+    for digit in whole
+        .bytes()
+        .chain(fraction.bytes())
+        .map(|byte| i128::from(byte - b'0'))
+    {
         match value < LIMIT / 16 {
             true => value = value * 10 + digit,
             false => {
@@ -255,7 +316,11 @@ impl Quantity {
             number /= 1024;
             step += 1;
         }
-        write!(out, "{number}{}", ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][step])
+        write!(
+            out,
+            "{number}{}",
+            ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"][step]
+        )
     }
 }
 
@@ -266,7 +331,9 @@ mod tests {
     #[test]
     fn amounts_are_printed_in_their_shortest_form() {
         let check = |text: &str, expected: &str| {
-            let printed = text.parse::<Quantity>().map_or_else(|error| error.to_string(), |quantity| quantity.to_string());
+            let printed = text
+                .parse::<Quantity>()
+                .map_or_else(|error| error.to_string(), |quantity| quantity.to_string());
             assert_eq!(printed, expected, "{text}");
         };
         check("0", "0");

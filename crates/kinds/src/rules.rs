@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::groups::{apps, authentication, coordination, core, discovery, events, policy, rbac, scheduling};
+use crate::groups::{
+    apps, authentication, coordination, core, discovery, events, policy, rbac, scheduling,
+};
 use crate::names::{self, NameCheck};
 use crate::table::Heading;
 use crate::{Fault, metadata};
@@ -40,7 +42,12 @@ impl Rules {
         validate_update: |_, _, _, _| {},
         warnings: |_| Vec::new(),
         columns: &[Heading::NAME, Heading::CREATED_AT],
-        cells: |object, _| vec![metadata::name(object).into(), object["metadata"]["creationTimestamp"].clone()],
+        cells: |object, _| {
+            vec![
+                metadata::name(object).into(),
+                object["metadata"]["creationTimestamp"].clone(),
+            ]
+        },
         fields: |_| Vec::new(),
     };
 }

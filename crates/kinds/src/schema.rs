@@ -158,15 +158,21 @@ impl SchemaRef {
     }
 
     fn at(&self, place: Place) -> SchemaRef {
-        SchemaRef { table: self.table.clone(), place }
+        SchemaRef {
+            table: self.table.clone(),
+            place,
+        }
     }
 
     fn own_field(&self) -> Option<&Field> {
         match self.place {
             Place::Definition(_) => None,
-            Place::Field(definition, field) => {
-                self.schema().definitions.get(definition as usize)?.fields.get(field as usize)
-            }
+            Place::Field(definition, field) => self
+                .schema()
+                .definitions
+                .get(definition as usize)?
+                .fields
+                .get(field as usize),
             Place::Element(element) => self.schema().elements.get(element as usize),
         }
     }
@@ -179,7 +185,10 @@ impl SchemaRef {
                 _ => return None,
             },
         };
-        self.schema().definitions.get(index as usize).map(|definition| (index, definition))
+        self.schema()
+            .definitions
+            .get(index as usize)
+            .map(|definition| (index, definition))
     }
 
     fn merge(&self) -> Option<&Merge> {
@@ -204,7 +213,10 @@ impl SchemaRef {
     /// The field of the object here with this name.
     pub fn field(&self, name: &str) -> Option<SchemaRef> {
         let (index, definition) = self.object()?;
-        let field = definition.fields.binary_search_by(|field| (*field.name).cmp(name)).ok()?;
+        let field = definition
+            .fields
+            .binary_search_by(|field| (*field.name).cmp(name))
+            .ok()?;
         Some(self.at(Place::Field(index, field as u32)))
     }
 
@@ -212,7 +224,9 @@ impl SchemaRef {
     pub fn fields(&self) -> impl Iterator<Item = (&str, SchemaRef)> {
         let object = self.object();
         let index = object.map(|(index, _)| index).unwrap_or_default();
-        let fields = object.map(|(_, definition)| &*definition.fields).unwrap_or_default();
+        let fields = object
+            .map(|(_, definition)| &*definition.fields)
+            .unwrap_or_default();
         fields
             .iter()
             .enumerate()
@@ -252,7 +266,9 @@ impl SchemaRef {
 
     /// The words that the string here, or each item of the list here, may be; empty where any will do.
     pub fn words(&self) -> &[Cow<'static, str>] {
-        self.own_field().and_then(|field| field.words.as_deref()).unwrap_or_default()
+        self.own_field()
+            .and_then(|field| field.words.as_deref())
+            .unwrap_or_default()
     }
 
     /// How the list here merges.
@@ -260,23 +276,40 @@ impl SchemaRef {
         let merge = self.merge();
         match merge.and_then(|merge| merge.list_type.as_deref()) {
             Some("set") => ListType::Set,
-            Some("map") => {
-                ListType::Map(merge.into_iter().flat_map(|merge| &merge.list_keys).map(|key| key.to_string()).collect())
-            }
+            Some("map") => ListType::Map(
+                merge
+                    .into_iter()
+                    .flat_map(|merge| &merge.list_keys)
+                    .map(|key| key.to_string())
+                    .collect(),
+            ),
             _ => ListType::Atomic,
         }
     }
 
     /// How the map or object here merges; what the field says goes before what its type says.
     pub fn map_type(&self) -> MapType {
-        let of_type = || self.object().and_then(|(_, definition)| definition.merge.as_ref()?.map_type.as_deref());
-        let word = self.merge().and_then(|merge| merge.map_type.as_deref()).or_else(of_type);
-        if word == Some("atomic") { MapType::Atomic } else { MapType::Granular }
+        let of_type = || {
+            self.object()
+                .and_then(|(_, definition)| definition.merge.as_ref()?.map_type.as_deref())
+        };
+        let word = self
+            .merge()
+            .and_then(|merge| merge.map_type.as_deref())
+            .or_else(of_type);
+        if word == Some("atomic") {
+            MapType::Atomic
+        } else {
+            MapType::Granular
+        }
     }
 
     /// The words of the field's strategic-merge-patch strategy: none, or of `merge`, `replace`, `retainKeys`.
     pub fn patch_strategy(&self) -> impl Iterator<Item = &str> {
-        self.merge().into_iter().flat_map(|merge| &merge.patch_strategy).map(|word| &**word)
+        self.merge()
+            .into_iter()
+            .flat_map(|merge| &merge.patch_strategy)
+            .map(|word| &**word)
     }
 
     /// The field that strategic merge patch tells the items of the list here apart by.
@@ -391,7 +424,15 @@ impl Builder {
             ShapeData::Of(of) => self.node(None, of.reference, of.list, of.map),
         };
         let name = Cow::Borrowed("");
-        self.schema.elements.push(Field { name, node, required: false, form: Form::Value, default: None, words: None, merge: None });
+        self.schema.elements.push(Field {
+            name,
+            node,
+            required: false,
+            form: Form::Value,
+            default: None,
+            words: None,
+            merge: None,
+        });
         self.schema.elements.len() as u32 - 1
     }
 
@@ -402,7 +443,8 @@ impl Builder {
             required: data.required,
             form: data.form.unwrap_or(Form::Omitted),
             default: data.default,
-            words: (!data.words.is_empty()).then(|| data.words.into_iter().map(Cow::Borrowed).collect()),
+            words: (!data.words.is_empty())
+                .then(|| data.words.into_iter().map(Cow::Borrowed).collect()),
             merge: data.merge.build(),
         }
     }
@@ -411,12 +453,27 @@ impl Builder {
 impl Schema {
     fn parse(text: &'static str) -> Result<Schema, serde_json::Error> {
         let data: BTreeMap<&'static str, DefinitionData<'static>> = serde_json::from_str(text)?;
-        let index = data.keys().enumerate().map(|(index, name)| (*name, index as u32)).collect();
-        let mut builder = Builder { schema: Schema::default(), index };
+        let index = data
+            .keys()
+            .enumerate()
+            .map(|(index, name)| (*name, index as u32))
+            .collect();
+        let mut builder = Builder {
+            schema: Schema::default(),
+            index,
+        };
         for (name, definition) in data {
-            let fields = definition.fields.into_iter().map(|(name, data)| builder.field(name, data)).collect();
+            let fields = definition
+                .fields
+                .into_iter()
+                .map(|(name, data)| builder.field(name, data))
+                .collect();
             let merge = definition.merge.build();
-            builder.schema.definitions.push(Definition { name: Cow::Borrowed(name), fields, merge });
+            builder.schema.definitions.push(Definition {
+                name: Cow::Borrowed(name),
+                fields,
+                merge,
+            });
         }
         Ok(builder.schema)
     }
@@ -425,7 +482,8 @@ impl Schema {
     fn built() -> &'static Schema {
         static SCHEMA: OnceLock<Schema> = OnceLock::new();
         SCHEMA.get_or_init(|| {
-            Schema::parse(include_str!("../data/schema.json")).expect("the data file was written by our own generator")
+            Schema::parse(include_str!("../data/schema.json"))
+                .expect("the data file was written by our own generator")
         })
     }
 }
@@ -433,8 +491,14 @@ impl Schema {
 /// The built-in definition of this name: `io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions`.
 pub fn definition(name: &str) -> Option<SchemaRef> {
     let schema = Schema::built();
-    let index = schema.definitions.binary_search_by(|definition| (*definition.name).cmp(name)).ok()?;
-    Some(SchemaRef { table: Table::Built(schema), place: Place::Definition(index as u32) })
+    let index = schema
+        .definitions
+        .binary_search_by(|definition| (*definition.name).cmp(name))
+        .ok()?;
+    Some(SchemaRef {
+        table: Table::Built(schema),
+        place: Place::Definition(index as u32),
+    })
 }
 
 fn scalar(word: &str) -> Type {
@@ -469,11 +533,21 @@ mod tests {
     #[test]
     fn walks_to_fields_items_and_values() {
         let check = |path: &str, expected: Type| {
-            assert_eq!(at("io.k8s.api.apps.v1.Deployment", path).kind_of_value(), expected, "{path}");
+            assert_eq!(
+                at("io.k8s.api.apps.v1.Deployment", path).kind_of_value(),
+                expected,
+                "{path}"
+            );
         };
         check("spec.template.spec.containers", Type::List);
-        check("spec.template.spec.containers.[].resources.limits.{}", Type::Quantity);
-        check("spec.template.spec.containers.[].ports.[].containerPort", Type::Int32);
+        check(
+            "spec.template.spec.containers.[].resources.limits.{}",
+            Type::Quantity,
+        );
+        check(
+            "spec.template.spec.containers.[].ports.[].containerPort",
+            Type::Int32,
+        );
         check("spec.strategy.rollingUpdate.maxSurge", Type::IntOrString);
         check("metadata.labels.{}", Type::String);
         check("metadata.creationTimestamp", Type::Time);
@@ -482,17 +556,30 @@ mod tests {
     #[test]
     fn merge_keys_of_apply_and_of_patch_differ_for_ports() {
         let ports = at("io.k8s.api.core.v1.Pod", "spec.containers.[].ports");
-        assert_eq!(ports.list_type(), ListType::Map(vec!["containerPort".into(), "protocol".into()]));
+        assert_eq!(
+            ports.list_type(),
+            ListType::Map(vec!["containerPort".into(), "protocol".into()])
+        );
         assert_eq!(ports.patch_merge_key(), Some("containerPort"));
         assert_eq!(ports.patch_strategy().collect::<Vec<_>>(), ["merge"]);
-        assert_eq!(at("io.k8s.api.core.v1.Pod", "spec.nodeSelector").map_type(), MapType::Atomic);
-        assert_eq!(at("io.k8s.api.core.v1.Service", "spec.selector").map_type(), MapType::Atomic);
+        assert_eq!(
+            at("io.k8s.api.core.v1.Pod", "spec.nodeSelector").map_type(),
+            MapType::Atomic
+        );
+        assert_eq!(
+            at("io.k8s.api.core.v1.Service", "spec.selector").map_type(),
+            MapType::Atomic
+        );
     }
 
     #[test]
     fn every_reference_of_the_data_file_resolves() {
         for definition in &Schema::built().definitions {
-            assert!(!definition.fields.is_empty(), "{} has no fields", definition.name);
+            assert!(
+                !definition.fields.is_empty(),
+                "{} has no fields",
+                definition.name
+            );
         }
         let unresolved = include_str!("../data/schema.json")
             .split("\"ref\":\"")

@@ -1,6 +1,5 @@
 //! Choosing objects by their labels or fields.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
@@ -63,7 +62,10 @@ pub enum SelectorError {
 impl Selector {
     /// Reads `a=b,c!=d,e in (f,g),h notin (i),j,!k,l>1,m<2`.
     pub fn parse(text: &str) -> Result<Selector, SelectorError> {
-        let mut parser = Parser { tokens: tokens(text), at: 0 };
+        let mut parser = Parser {
+            tokens: tokens(text),
+            at: 0,
+        };
         let mut requirements = parser.requirements()?;
         requirements.sort_by(|left, right| left.key.cmp(&right.key));
         Ok(Selector { requirements })
@@ -87,7 +89,10 @@ impl Selector {
             requirements.push(Requirement {
                 key: expression["key"].as_str().unwrap_or_default().to_owned(),
                 operator,
-                values: values.filter_map(Value::as_str).map(str::to_owned).collect(),
+                values: values
+                    .filter_map(Value::as_str)
+                    .map(str::to_owned)
+                    .collect(),
             });
         }
         Ok(Some(Selector { requirements }))
@@ -95,7 +100,9 @@ impl Selector {
 
     /// A plain map of labels, such as a Service's selector.
     pub fn from_labels(labels: &Value) -> Selector {
-        Selector { requirements: from_map(labels) }
+        Selector {
+            requirements: from_map(labels),
+        }
     }
 
     /// Whether everything is chosen.
@@ -110,7 +117,9 @@ impl Selector {
 
     /// Whether an object is chosen whose labels `label` looks up.
     pub fn matches_with<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
-        self.requirements.iter().all(|requirement| requirement.matches(label(&requirement.key)))
+        self.requirements
+            .iter()
+            .all(|requirement| requirement.matches(label(&requirement.key)))
     }
 }
 
@@ -130,7 +139,15 @@ impl fmt::Display for Selector {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut sorted: Vec<&Requirement> = self.requirements.iter().collect();
         sorted.sort_by(|left, right| left.key.cmp(&right.key));
-        for (index, Requirement { key, operator, values }) in sorted.into_iter().enumerate() {
+        for (
+            index,
+            Requirement {
+                key,
+                operator,
+                values,
+            },
+        ) in sorted.into_iter().enumerate()
+        {
             let comma = if index > 0 { "," } else { "" };
             let mut values = values.clone();
             values.sort();
@@ -155,12 +172,20 @@ impl Requirement {
         let number = |text: &str| text.parse::<i64>().ok();
         let bound = self.values.first().and_then(|text| number(text));
         match (self.operator, value) {
-            (Operator::In | Operator::Equal, Some(value)) => self.values.iter().any(|known| known == value),
-            (Operator::NotIn | Operator::Unequal, Some(value)) => self.values.iter().all(|known| known != value),
+            (Operator::In | Operator::Equal, Some(value)) => {
+                self.values.iter().any(|known| known == value)
+            }
+            (Operator::NotIn | Operator::Unequal, Some(value)) => {
+                self.values.iter().all(|known| known != value)
+            }
             (Operator::NotIn | Operator::Unequal | Operator::Absent, None) => true,
             (Operator::Exists, value) => value.is_some(),
-            (Operator::Greater, Some(value)) => number(value).zip(bound).is_some_and(|(value, bound)| value > bound),
-            (Operator::Less, Some(value)) => number(value).zip(bound).is_some_and(|(value, bound)| value < bound),
+            (Operator::Greater, Some(value)) => number(value)
+                .zip(bound)
+                .is_some_and(|(value, bound)| value > bound),
+            (Operator::Less, Some(value)) => number(value)
+                .zip(bound)
+                .is_some_and(|(value, bound)| value < bound),
             _ => false,
         }
     }
@@ -190,7 +215,9 @@ fn tokens(text: &str) -> Vec<Token> {
             found.push(Token::Symbol(symbol));
             rest = &rest[symbol.len()..];
         } else {
-            let end = rest.find(|symbol: char| symbol.is_whitespace() || "=!(),><".contains(symbol)).unwrap_or(rest.len());
+            let end = rest
+                .find(|symbol: char| symbol.is_whitespace() || "=!(),><".contains(symbol))
+                .unwrap_or(rest.len());
             found.push(Token::Word(rest[..end].to_owned()));
             rest = &rest[end..];
         }
@@ -230,7 +257,9 @@ impl Parser {
                 Some(Token::Symbol(",")) => match self.peek() {
                     Some(Token::Word(_) | Token::Symbol("!")) => {}
                     other => {
-                        return Err(SelectorError::AfterComma(other.map(Token::text).unwrap_or_default().to_owned()));
+                        return Err(SelectorError::AfterComma(
+                            other.map(Token::text).unwrap_or_default().to_owned(),
+                        ));
                     }
                 },
                 Some(other) => return Err(SelectorError::Separator(other.text().to_owned())),
@@ -245,15 +274,28 @@ impl Parser {
             Some(Token::Word(key)) => key,
             other => {
                 let found = other.as_ref().map(Token::text).unwrap_or_default();
-                return Err(SelectorError::Requirement(format!("found '{found}', expected: identifier")));
+                return Err(SelectorError::Requirement(format!(
+                    "found '{found}', expected: identifier"
+                )));
             }
         };
         if let Some(text) = names::qualified_name(&key).first() {
-            return Err(SelectorError::Requirement(format!("key: Invalid value: {}: {text}", crate::quote(&key))));
+            return Err(SelectorError::Requirement(format!(
+                "key: Invalid value: {}: {text}",
+                crate::quote(&key)
+            )));
         }
         if absent || matches!(self.peek(), None | Some(Token::Symbol(","))) {
-            let operator = if absent { Operator::Absent } else { Operator::Exists };
-            return Ok(Requirement { key, operator, values: Vec::new() });
+            let operator = if absent {
+                Operator::Absent
+            } else {
+                Operator::Exists
+            };
+            return Ok(Requirement {
+                key,
+                operator,
+                values: Vec::new(),
+            });
         }
         let (operator, values) = match self.next() {
             Some(Token::Symbol("=" | "==")) => (Operator::Equal, vec![self.exact_value()?]),
@@ -272,14 +314,24 @@ impl Parser {
         for value in &values {
             if number && value.parse::<i64>().is_err() {
                 let text = "for 'Gt', 'Lt' operators, the value must be an integer";
-                return Err(SelectorError::Requirement(format!("values[0]: Invalid value: {}: {text}", crate::quote(value))));
+                return Err(SelectorError::Requirement(format!(
+                    "values[0]: Invalid value: {}: {text}",
+                    crate::quote(value)
+                )));
             }
             if let Some(text) = names::label_value(value).first() {
                 let place = format!("values[0][{key}]");
-                return Err(SelectorError::Requirement(format!("{place}: Invalid value: {}: {text}", crate::quote(value))));
+                return Err(SelectorError::Requirement(format!(
+                    "{place}: Invalid value: {}: {text}",
+                    crate::quote(value)
+                )));
             }
         }
-        Ok(Requirement { key, operator, values })
+        Ok(Requirement {
+            key,
+            operator,
+            values,
+        })
     }
 
     fn exact_value(&mut self) -> Result<String, SelectorError> {
@@ -289,16 +341,19 @@ impl Parser {
                 self.at += 1;
                 Ok(word)
             }
-            Some(other) => {
-                Err(SelectorError::Requirement(format!("found '{}', expected: identifier", other.text())))
-            }
+            Some(other) => Err(SelectorError::Requirement(format!(
+                "found '{}', expected: identifier",
+                other.text()
+            ))),
         }
     }
 
     fn values(&mut self) -> Result<Vec<String>, SelectorError> {
         if !self.take("(") {
             let found = self.peek().map(Token::text).unwrap_or_default();
-            return Err(SelectorError::Requirement(format!("found '{found}' expected: '('")));
+            return Err(SelectorError::Requirement(format!(
+                "found '{found}' expected: '('"
+            )));
         }
         let mut values = Vec::new();
         loop {
@@ -323,7 +378,9 @@ impl Parser {
                 Some(Token::Symbol(")")) => break,
                 other => {
                     let found = other.as_ref().map(Token::text).unwrap_or_default();
-                    return Err(SelectorError::Requirement(format!("found '{found}', expected: ',' or ')'")));
+                    return Err(SelectorError::Requirement(format!(
+                        "found '{found}', expected: ',' or ')'"
+                    )));
                 }
             }
         }
@@ -356,7 +413,10 @@ impl FieldSelector {
             if term.is_empty() {
                 continue;
             }
-            let wrong = || SelectorError::FieldTerm { selector: text.to_owned(), term: term.to_owned() };
+            let wrong = || SelectorError::FieldTerm {
+                selector: text.to_owned(),
+                term: term.to_owned(),
+            };
             let place = operator_place(term).ok_or_else(wrong)?;
             let (field, rest) = term.split_at(place);
             let (equal, value) = match (rest.strip_prefix("!="), rest.strip_prefix("==")) {
@@ -364,7 +424,11 @@ impl FieldSelector {
                 (_, Some(value)) => (true, value),
                 _ => (true, &rest[1..]),
             };
-            terms.push(FieldTerm { field: field.to_owned(), value: unescape(value)?, equal });
+            terms.push(FieldTerm {
+                field: field.to_owned(),
+                value: unescape(value)?,
+                equal,
+            });
         }
         Ok(FieldSelector { terms })
     }
@@ -382,19 +446,20 @@ impl FieldSelector {
     /// Whether an object with these fields is chosen; a field that is not there counts as empty.
     pub fn matches(&self, fields: &[(&'static str, String)]) -> bool {
         self.terms.iter().all(|term| {
-            let actual = fields.iter().find(|(name, _)| *name == term.field).map_or("", |(_, value)| value);
+            let actual = fields
+                .iter()
+                .find(|(name, _)| *name == term.field)
+                .map_or("", |(_, value)| value);
             (actual == term.value) == term.equal
         })
     }
 
     /// The value that a field must have exactly, if the selector asks for one.
     pub fn required(&self, field: &str) -> Option<&str> {
-        self.terms.iter().find(|term| term.equal && term.field == field).map(|term| &*term.value)
-    }
-
-    /// All fields with the values they are compared with, one per field; for logs.
-    pub fn fields(&self) -> BTreeMap<&str, &str> {
-        self.terms.iter().map(|term| (&*term.field, &*term.value)).collect()
+        self.terms
+            .iter()
+            .find(|term| term.equal && term.field == field)
+            .map(|term| &*term.value)
     }
 }
 
@@ -417,7 +482,10 @@ fn split_unescaped(text: &str) -> Vec<&str> {
 }
 
 fn operator_place(term: &str) -> Option<usize> {
-    (0..term.len()).find(|at| term.is_char_boundary(*at) && (term[*at..].starts_with("!=") || term[*at..].starts_with('=')))
+    (0..term.len()).find(|at| {
+        term.is_char_boundary(*at)
+            && (term[*at..].starts_with("!=") || term[*at..].starts_with('='))
+    })
 }
 
 fn unescape(value: &str) -> Result<String, SelectorError> {
@@ -446,7 +514,11 @@ mod tests {
     fn labels_match_as_the_selector_says() {
         let labels = json!({"app": "web", "tier": "front", "n": "5"});
         let check = |text: &str, expected: bool| {
-            assert_eq!(Selector::parse(text).expect(text).matches(&labels), expected, "{text}");
+            assert_eq!(
+                Selector::parse(text).expect(text).matches(&labels),
+                expected,
+                "{text}"
+            );
         };
         check("", true);
         check("app=web", true);
@@ -466,18 +538,30 @@ mod tests {
     #[test]
     fn a_bad_label_selector_is_told_in_the_words_of_upstream() {
         let check = |text: &str, expected: &str| {
-            assert_eq!(Selector::parse(text).map_err(|error| error.to_string()), Err(expected.to_owned()), "{text}");
+            assert_eq!(
+                Selector::parse(text).map_err(|error| error.to_string()),
+                Err(expected.to_owned()),
+                "{text}"
+            );
         };
         check("app=web,", "found '', expected: identifier after ','");
-        check("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt");
-        check("a in b", "unable to parse requirement: found 'b' expected: '('");
+        check(
+            "a b",
+            "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
+        );
+        check(
+            "a in b",
+            "unable to parse requirement: found 'b' expected: '('",
+        );
         check("a=b=c", "found '=', expected: ',' or 'end of string'");
     }
 
     #[test]
     fn selector_objects_choose_like_their_text() {
         let object = json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "tier", "operator": "Exists"}]});
-        let selector = Selector::from_object(&object).expect("well-formed").expect("not null");
+        let selector = Selector::from_object(&object)
+            .expect("well-formed")
+            .expect("not null");
         assert!(selector.matches(&json!({"app": "web", "tier": "x"})));
         assert!(!selector.matches(&json!({"app": "web"})));
         assert_eq!(Selector::from_object(&Value::Null), Ok(None));
@@ -485,9 +569,16 @@ mod tests {
 
     #[test]
     fn fields_match_as_the_selector_says() {
-        let fields = [("metadata.name", "a,b".to_owned()), ("status.phase", "Running".to_owned())];
+        let fields = [
+            ("metadata.name", "a,b".to_owned()),
+            ("status.phase", "Running".to_owned()),
+        ];
         let check = |text: &str, expected: bool| {
-            assert_eq!(FieldSelector::parse(text).expect(text).matches(&fields), expected, "{text}");
+            assert_eq!(
+                FieldSelector::parse(text).expect(text).matches(&fields),
+                expected,
+                "{text}"
+            );
         };
         check("metadata.name=a\\,b", true);
         check("status.phase!=Running", false);

@@ -43,36 +43,66 @@ const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 impl Heading {
     /// The column that names the object.
-    pub(crate) const NAME: Heading = Heading { format: "name", ..Heading::of("Name", METADATA, "name") };
+    pub(crate) const NAME: Heading = Heading {
+        format: "name",
+        ..Heading::of("Name", METADATA, "name")
+    };
     /// The column of the object's age.
     pub(crate) const AGE: Heading = Heading::of("Age", METADATA, "creationTimestamp");
     /// The column of the moment when the object was made, for kinds that have no columns of their own.
-    pub(crate) const CREATED_AT: Heading =
-        Heading { kind: "date", ..Heading::of("Created At", METADATA, "creationTimestamp") };
+    pub(crate) const CREATED_AT: Heading = Heading {
+        kind: "date",
+        ..Heading::of("Created At", METADATA, "creationTimestamp")
+    };
 
     /// A string column that shows a field of this definition.
-    pub(crate) const fn of(name: &'static str, definition: &'static str, field: &'static str) -> Heading {
-        Heading { name, kind: "string", format: "", says: Says::Field(definition, field), priority: 0 }
+    pub(crate) const fn of(
+        name: &'static str,
+        definition: &'static str,
+        field: &'static str,
+    ) -> Heading {
+        Heading {
+            name,
+            kind: "string",
+            format: "",
+            says: Says::Field(definition, field),
+            priority: 0,
+        }
     }
 
     /// A string column with a description of its own.
     pub(crate) const fn text(name: &'static str, description: &'static str) -> Heading {
-        Heading { name, kind: "string", format: "", says: Says::Text(description), priority: 0 }
+        Heading {
+            name,
+            kind: "string",
+            format: "",
+            says: Says::Text(description),
+            priority: 0,
+        }
     }
 
     /// The same column, shown with `-o wide` only.
     pub(crate) const fn wide(self) -> Heading {
-        Heading { priority: 1, ..self }
+        Heading {
+            priority: 1,
+            ..self
+        }
     }
 
     /// The same column, of whole numbers.
     pub(crate) const fn number(self) -> Heading {
-        Heading { kind: "integer", ..self }
+        Heading {
+            kind: "integer",
+            ..self
+        }
     }
 
     /// The same column, of yes and no.
     pub(crate) const fn boolean(self) -> Heading {
-        Heading { kind: "boolean", ..self }
+        Heading {
+            kind: "boolean",
+            ..self
+        }
     }
 
     pub(crate) fn column(&self) -> Column {
@@ -114,7 +144,10 @@ pub fn human_duration(seconds: i64) -> String {
 
 /// How long ago a time of an object was; `<unknown>` when it is absent.
 pub fn age(time: &Value, now: Timestamp) -> String {
-    match time.as_str().and_then(|text| text.parse::<Timestamp>().ok()) {
+    match time
+        .as_str()
+        .and_then(|text| text.parse::<Timestamp>().ok())
+    {
         Some(then) => human_duration(now.duration_since(then).as_secs()),
         None => "<unknown>".to_owned(),
     }
@@ -127,7 +160,11 @@ pub(crate) fn age_cell(object: &Value, now: Timestamp) -> Value {
 
 /// A text, or what stands for none.
 pub(crate) fn or_none(text: &str) -> Value {
-    if text.is_empty() { "<none>".into() } else { text.into() }
+    if text.is_empty() {
+        "<none>".into()
+    } else {
+        text.into()
+    }
 }
 
 /// Labels as `a=b,c=d`, or what stands for none.
@@ -148,7 +185,11 @@ pub(crate) fn selector(selector: &Value) -> Value {
 pub(crate) fn containers(template: &Value) -> [Value; 2] {
     let joined = |field: &str| {
         let containers = template["spec"]["containers"].as_array();
-        let words: Vec<&str> = containers.into_iter().flatten().filter_map(|container| container[field].as_str()).collect();
+        let words: Vec<&str> = containers
+            .into_iter()
+            .flatten()
+            .filter_map(|container| container[field].as_str())
+            .collect();
         Value::from(words.join(","))
     };
     [joined("name"), joined("image")]
@@ -160,7 +201,9 @@ mod tests {
 
     #[test]
     fn durations_get_coarser_as_they_get_longer() {
-        let check = |seconds: i64, expected: &str| assert_eq!(human_duration(seconds), expected, "{seconds}");
+        let check = |seconds: i64, expected: &str| {
+            assert_eq!(human_duration(seconds), expected, "{seconds}")
+        };
         check(-5, "<invalid>");
         check(0, "0s");
         check(119, "119s");

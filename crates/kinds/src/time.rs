@@ -9,8 +9,17 @@ const MICROS: &str = "2006-01-02T15:04:05.000000Z07:00";
 /// A time in UTC, cut to whole seconds or to microseconds; Go's words when it is none.
 pub(crate) fn canonical(text: &str, micros: bool) -> Result<String, String> {
     let layout = if micros { MICROS } else { SECONDS };
-    let parsed = Clock { text, rest: text, layout }.read(micros)?;
-    let pattern = if micros { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
+    let parsed = Clock {
+        text,
+        rest: text,
+        layout,
+    }
+    .read(micros)?;
+    let pattern = if micros {
+        "%Y-%m-%dT%H:%M:%S.%6fZ"
+    } else {
+        "%Y-%m-%dT%H:%M:%SZ"
+    };
     strtime::format(pattern, parsed).map_err(|error| error.to_string())
 }
 
@@ -38,7 +47,11 @@ struct Clock<'a> {
 impl Clock<'_> {
     fn cannot(&self, element: &str) -> String {
         let (text, rest) = (quote(self.text), quote(self.rest));
-        format!("parsing time {text} as {}: cannot parse {rest} as {}", quote(self.layout), quote(element))
+        format!(
+            "parsing time {text} as {}: cannot parse {rest} as {}",
+            quote(self.layout),
+            quote(element)
+        )
     }
 
     fn out_of_range(&self, what: &str) -> String {
@@ -65,9 +78,19 @@ impl Clock<'_> {
         }
     }
 
-    fn ranged(&mut self, count: usize, element: &str, what: &str, range: std::ops::RangeInclusive<i64>) -> Result<i64, String> {
+    fn ranged(
+        &mut self,
+        count: usize,
+        element: &str,
+        what: &str,
+        range: std::ops::RangeInclusive<i64>,
+    ) -> Result<i64, String> {
         let number = self.digits(count, element)?;
-        if range.contains(&number) { Ok(number) } else { Err(self.out_of_range(what)) }
+        if range.contains(&number) {
+            Ok(number)
+        } else {
+            Err(self.out_of_range(what))
+        }
     }
 
     fn read(mut self, micros: bool) -> Result<Timestamp, String> {
@@ -86,12 +109,19 @@ impl Clock<'_> {
         let offset = self.offset()?;
         if !self.rest.is_empty() {
             let text = quote(self.text);
-            return Err(format!("parsing time {text}: extra text: {}", quote(self.rest)));
+            return Err(format!(
+                "parsing time {text}: extra text: {}",
+                quote(self.rest)
+            ));
         }
-        let date = jiff::civil::Date::new(year as i16, month as i8, day as i8).map_err(|_| self.out_of_range("day"))?;
+        let date = jiff::civil::Date::new(year as i16, month as i8, day as i8)
+            .map_err(|_| self.out_of_range("day"))?;
         let at = date.at(hour as i8, minute as i8, second as i8, nanos);
-        let offset = jiff::tz::Offset::from_seconds(offset).map_err(|_| self.out_of_range("time zone offset hour"))?;
-        offset.to_timestamp(at).map_err(|_| self.out_of_range("year"))
+        let offset = jiff::tz::Offset::from_seconds(offset)
+            .map_err(|_| self.out_of_range("time zone offset hour"))?;
+        offset
+            .to_timestamp(at)
+            .map_err(|_| self.out_of_range("year"))
     }
 
     /// The fraction of a second: six digits where the layout has them, any number where it has none.
@@ -108,7 +138,9 @@ impl Clock<'_> {
         }
         self.rest = &self.rest[1 + digits.len()..];
         let padded = format!("{:0<9}", &digits[..digits.len().min(9)]);
-        padded.parse().map_err(|_| self.out_of_range("fractional second"))
+        padded
+            .parse()
+            .map_err(|_| self.out_of_range("fractional second"))
     }
 
     fn offset(&mut self) -> Result<i32, String> {
@@ -143,15 +175,38 @@ mod tests {
     #[test]
     fn times_come_out_in_utc_or_with_the_words_of_go() {
         let check = |text: &str, micros: bool, expected: &str| {
-            assert_eq!(canonical(text, micros).unwrap_or_else(|error| error), expected);
+            assert_eq!(
+                canonical(text, micros).unwrap_or_else(|error| error),
+                expected
+            );
         };
         check("2001-02-03T04:05:06Z", false, "2001-02-03T04:05:06Z");
-        check("2001-02-03T04:05:06.999+02:00", false, "2001-02-03T02:05:06Z");
-        check("2001-02-03T04:05:06.120000Z", true, "2001-02-03T04:05:06.120000Z");
+        check(
+            "2001-02-03T04:05:06.999+02:00",
+            false,
+            "2001-02-03T02:05:06Z",
+        );
+        check(
+            "2001-02-03T04:05:06.120000Z",
+            true,
+            "2001-02-03T04:05:06.120000Z",
+        );
         let micros = r#"parsing time "2001-02-03T04:05:06Z" as "2006-01-02T15:04:05.000000Z07:00": cannot parse "Z" as ".000000""#;
         check("2001-02-03T04:05:06Z", true, micros);
-        check("x", false, r#"parsing time "x" as "2006-01-02T15:04:05Z07:00": cannot parse "x" as "2006""#);
-        check("2001-13-03T04:05:06Z", false, r#"parsing time "2001-13-03T04:05:06Z": month out of range"#);
-        check("2001-02-30T04:05:06Z", false, r#"parsing time "2001-02-30T04:05:06Z": day out of range"#);
+        check(
+            "x",
+            false,
+            r#"parsing time "x" as "2006-01-02T15:04:05Z07:00": cannot parse "x" as "2006""#,
+        );
+        check(
+            "2001-13-03T04:05:06Z",
+            false,
+            r#"parsing time "2001-13-03T04:05:06Z": month out of range"#,
+        );
+        check(
+            "2001-02-30T04:05:06Z",
+            false,
+            r#"parsing time "2001-02-30T04:05:06Z": day out of range"#,
+        );
     }
 }

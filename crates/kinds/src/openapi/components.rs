@@ -12,7 +12,12 @@ use crate::{Kind, Registry, definition, descriptions};
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 
 /// All schemas that the paths and kinds of a group and version need.
-pub(super) fn of(registry: &Registry, group: &str, version: &str, kinds: &[&Kind]) -> Map<String, Value> {
+pub(super) fn of(
+    registry: &Registry,
+    group: &str,
+    version: &str,
+    kinds: &[&Kind],
+) -> Map<String, Value> {
     let mut schemas = Schemas { done: Map::new() };
     for kind in kinds {
         let own = json!([{"group": group, "version": version, "kind": kind.kind()}]);
@@ -29,12 +34,17 @@ pub(super) fn of(registry: &Registry, group: &str, version: &str, kinds: &[&Kind
             if let Some(body) = registry.by_kind(group, version, &part.kind) {
                 schemas.add(&body.schema());
                 if let Some(schema) = schemas.done.get_mut(body.definition()) {
-                    schema["x-kubernetes-group-version-kind"] = json!([{"group": group, "version": version, "kind": part.kind}]);
+                    schema["x-kubernetes-group-version-kind"] =
+                        json!([{"group": group, "version": version, "kind": part.kind}]);
                 }
             }
         }
     }
-    for (name, kind) in [(STATUS, "Status"), (DELETE_OPTIONS, "DeleteOptions"), (RESOURCE_LIST, "APIResourceList")] {
+    for (name, kind) in [
+        (STATUS, "Status"),
+        (DELETE_OPTIONS, "DeleteOptions"),
+        (RESOURCE_LIST, "APIResourceList"),
+    ] {
         if let Some(found) = definition(name) {
             schemas.add(&found);
         }
@@ -60,7 +70,9 @@ struct Schemas {
 impl Schemas {
     /// Adds the definition of an object and all that it refers to.
     fn add(&mut self, schema: &SchemaRef) {
-        let Some(name) = schema.definition().map(str::to_owned) else { return };
+        let Some(name) = schema.definition().map(str::to_owned) else {
+            return;
+        };
         if self.done.contains_key(&name) {
             return;
         }
@@ -72,7 +84,10 @@ impl Schemas {
             if field_schema.required() {
                 required.push(field.to_owned());
             }
-            properties.insert(field.to_owned(), self.field(&field_schema, words.remove(field)));
+            properties.insert(
+                field.to_owned(),
+                self.field(&field_schema, words.remove(field)),
+            );
         }
         let mut out = json!({"description": words.get(""), "type": "object"});
         if !required.is_empty() {
@@ -87,7 +102,13 @@ impl Schemas {
 
     fn add_list(&mut self, kind: &Kind) {
         let words = descriptions::of(STATUS);
-        let word = |field: &str| words.get(field).map(Cow::as_ref).unwrap_or_default().to_owned();
+        let word = |field: &str| {
+            words
+                .get(field)
+                .map(Cow::as_ref)
+                .unwrap_or_default()
+                .to_owned()
+        };
         let name = format!("{META}.ListMeta");
         if let Some(metadata) = definition(&name) {
             self.add(&metadata);
@@ -122,8 +143,12 @@ impl Schemas {
             out.insert("default".to_owned(), default.clone());
         }
         match (schema.kind_of_value(), schema.list_type()) {
-            (Type::List, ListType::Atomic) => drop(out.insert("x-kubernetes-list-type".to_owned(), "atomic".into())),
-            (Type::List, ListType::Set) => drop(out.insert("x-kubernetes-list-type".to_owned(), "set".into())),
+            (Type::List, ListType::Atomic) => {
+                drop(out.insert("x-kubernetes-list-type".to_owned(), "atomic".into()))
+            }
+            (Type::List, ListType::Set) => {
+                drop(out.insert("x-kubernetes-list-type".to_owned(), "set".into()))
+            }
             (Type::List, ListType::Map(keys)) => {
                 out.insert("x-kubernetes-list-type".to_owned(), "map".into());
                 out.insert("x-kubernetes-list-map-keys".to_owned(), json!(keys));
@@ -135,7 +160,10 @@ impl Schemas {
         }
         let strategy: Vec<&str> = schema.patch_strategy().collect();
         if !strategy.is_empty() {
-            out.insert("x-kubernetes-patch-strategy".to_owned(), strategy.join(",").into());
+            out.insert(
+                "x-kubernetes-patch-strategy".to_owned(),
+                strategy.join(",").into(),
+            );
         }
         if let Some(key) = schema.patch_merge_key() {
             out.insert("x-kubernetes-patch-merge-key".to_owned(), key.into());
@@ -156,7 +184,9 @@ impl Schemas {
                 }
             }
             Type::List => {
-                let items = schema.items().map(|items| self.element(&items, schema.words()));
+                let items = schema
+                    .items()
+                    .map(|items| self.element(&items, schema.words()));
                 json!({"type": "array", "items": items})
             }
             Type::Map => {
@@ -173,14 +203,26 @@ impl Schemas {
             Type::Int64 if printed => json!({"type": "integer", "format": "int64", "default": 0}),
             Type::Int64 => json!({"type": "integer", "format": "int64"}),
             Type::Number => json!({"type": "number", "format": "double"}),
-            Type::IntOrString => self.special("io.k8s.apimachinery.pkg.util.intstr.IntOrString", json!({
-                "oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string",
-            })),
-            Type::Quantity => self.special("io.k8s.apimachinery.pkg.api.resource.Quantity", json!({
-                "oneOf": [{"type": "string"}, {"type": "number"}],
-            })),
-            Type::Time => self.special(&format!("{META}.Time"), json!({"type": "string", "format": "date-time"})),
-            Type::MicroTime => self.special(&format!("{META}.MicroTime"), json!({"type": "string", "format": "date-time"})),
+            Type::IntOrString => self.special(
+                "io.k8s.apimachinery.pkg.util.intstr.IntOrString",
+                json!({
+                    "oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string",
+                }),
+            ),
+            Type::Quantity => self.special(
+                "io.k8s.apimachinery.pkg.api.resource.Quantity",
+                json!({
+                    "oneOf": [{"type": "string"}, {"type": "number"}],
+                }),
+            ),
+            Type::Time => self.special(
+                &format!("{META}.Time"),
+                json!({"type": "string", "format": "date-time"}),
+            ),
+            Type::MicroTime => self.special(
+                &format!("{META}.MicroTime"),
+                json!({"type": "string", "format": "date-time"}),
+            ),
             Type::Any => json!({"type": "object"}),
         };
         if !schema.words().is_empty() && schema.kind_of_value() == Type::String {
@@ -194,7 +236,9 @@ impl Schemas {
 
     fn element(&mut self, schema: &SchemaRef, words: &[Cow<'static, str>]) -> Value {
         let mut out = self.value(schema, Form::Value);
-        if let (Some(Value::Array(targets)), Type::Quantity | Type::Time | Type::MicroTime) = (out.get("allOf"), schema.kind_of_value()) {
+        if let (Some(Value::Array(targets)), Type::Quantity | Type::Time | Type::MicroTime) =
+            (out.get("allOf"), schema.kind_of_value())
+        {
             return targets.first().cloned().unwrap_or_default();
         }
         if !words.is_empty() {

@@ -30,7 +30,8 @@ pub(crate) const RULES: Rules = Rules {
             }
             _ => new["status"] = old["status"].clone(),
         }
-        let annotated = new["metadata"]["annotations"] != old["metadata"]["annotations"] && sub.is_none();
+        let annotated =
+            new["metadata"]["annotations"] != old["metadata"]["annotations"] && sub.is_none();
         count_generation(new, old);
         if annotated && new["spec"] == old["spec"] {
             // Upstream counts changes of a Deployment's annotations too.
@@ -53,7 +54,11 @@ pub(crate) const RULES: Rules = Rules {
         Heading::of("Available", STATUS, "availableReplicas"),
         Heading::AGE,
         Heading::text("Containers", "Names of each container in the template.").wide(),
-        Heading::text("Images", "Images referenced by each container in the template.").wide(),
+        Heading::text(
+            "Images",
+            "Images referenced by each container in the template.",
+        )
+        .wide(),
         Heading::of("Selector", "io.k8s.api.apps.v1.DeploymentSpec", "selector").wide(),
     ],
     cells,
@@ -76,7 +81,10 @@ fn default(deployment: &mut Value) {
             }
         }
     }
-    for (field, value) in [("revisionHistoryLimit", 10), ("progressDeadlineSeconds", 600)] {
+    for (field, value) in [
+        ("revisionHistoryLimit", 10),
+        ("progressDeadlineSeconds", 600),
+    ] {
         if spec[field].is_null() {
             spec[field] = value.into();
         }
@@ -89,7 +97,9 @@ pub(super) fn selector_stays(new: &Value, old: &Value, faults: &mut Vec<Fault>) 
     let selector = &new["spec"]["selector"];
     if *selector != old["spec"]["selector"] {
         let shown = crate::labels::show_selector(selector);
-        faults.push(Fault::invalid(SPEC.child("selector"), selector.clone(), IMMUTABLE).showing(shown));
+        faults.push(
+            Fault::invalid(SPEC.child("selector"), selector.clone(), IMMUTABLE).showing(shown),
+        );
     }
 }
 
@@ -102,10 +112,16 @@ fn validate(deployment: &Value, faults: &mut Vec<Fault>) {
     not_negative(spec, "minReadySeconds", faults);
     not_negative(spec, "revisionHistoryLimit", faults);
     not_negative(spec, "progressDeadlineSeconds", faults);
-    let deadline = spec["progressDeadlineSeconds"].as_i64().unwrap_or(NO_DEADLINE);
+    let deadline = spec["progressDeadlineSeconds"]
+        .as_i64()
+        .unwrap_or(NO_DEADLINE);
     if deadline <= spec["minReadySeconds"].as_i64().unwrap_or(0) {
         let path = SPEC.child("progressDeadlineSeconds");
-        faults.push(Fault::invalid(path, deadline, "must be greater than minReadySeconds"));
+        faults.push(Fault::invalid(
+            path,
+            deadline,
+            "must be greater than minReadySeconds",
+        ));
     }
 }
 
@@ -128,14 +144,27 @@ fn strategy(strategy: &Value, faults: &mut Vec<Fault>) {
             let text = "this should be defaulted and never be nil";
             faults.push(Fault::required(path.child("rollingUpdate"), text));
         }
-        "RollingUpdate" => rolling_update(&strategy["rollingUpdate"], path.child("rollingUpdate"), faults),
+        "RollingUpdate" => rolling_update(
+            &strategy["rollingUpdate"],
+            path.child("rollingUpdate"),
+            faults,
+        ),
         other => {
             let update = match &strategy["rollingUpdate"] {
                 Value::Null => "null".to_owned(),
-                update => format!("{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}", update["maxUnavailable"], update["maxSurge"]),
+                update => format!(
+                    "{{\"MaxUnavailable\":{},\"MaxSurge\":{}}}",
+                    update["maxUnavailable"], update["maxSurge"]
+                ),
             };
-            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{update}}}", Value::from(other));
-            faults.push(Fault::not_supported(path, strategy.clone(), &["Recreate", "RollingUpdate"]).showing(shown));
+            let shown = format!(
+                "{{\"Type\":{},\"RollingUpdate\":{update}}}",
+                Value::from(other)
+            );
+            faults.push(
+                Fault::not_supported(path, strategy.clone(), &["Recreate", "RollingUpdate"])
+                    .showing(shown),
+            );
         }
     }
 }
@@ -143,7 +172,8 @@ fn strategy(strategy: &Value, faults: &mut Vec<Fault>) {
 /// A number or percentage, and what of it is wrong.
 fn amount(value: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     match value.as_str() {
-        Some(text) => faults.extend(names::percentage(text).map(|problem| Fault::invalid(path, text, problem))),
+        Some(text) => faults
+            .extend(names::percentage(text).map(|problem| Fault::invalid(path, text, problem))),
         None => {
             if let Some(number) = value.as_i64().filter(|number| *number < 0) {
                 faults.push(Fault::invalid(path, number, NOT_NEGATIVE));
@@ -168,11 +198,19 @@ fn rolling_update(update: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let zero = |value: &Value| is_none(value) || value.is_string() && percent(value).is_none();
     if zero(unavailable) && zero(surge) {
         let text = "may not be 0 when `maxSurge` is 0";
-        faults.push(Fault::invalid(path.child("maxUnavailable"), unavailable.clone(), text));
+        faults.push(Fault::invalid(
+            path.child("maxUnavailable"),
+            unavailable.clone(),
+            text,
+        ));
     }
     if percent(unavailable).is_some_and(|percent| percent > 100) {
         let text = "must not be greater than 100%";
-        faults.push(Fault::invalid(path.child("maxUnavailable"), unavailable.clone(), text));
+        faults.push(Fault::invalid(
+            path.child("maxUnavailable"),
+            unavailable.clone(),
+            text,
+        ));
     }
 }
 
@@ -182,7 +220,12 @@ fn cells(deployment: &Value, now: Timestamp) -> Vec<Value> {
     let [names, images] = containers(&spec["template"]);
     vec![
         metadata::name(deployment).into(),
-        format!("{}/{}", count("readyReplicas"), spec["replicas"].as_i64().unwrap_or(0)).into(),
+        format!(
+            "{}/{}",
+            count("readyReplicas"),
+            spec["replicas"].as_i64().unwrap_or(0)
+        )
+        .into(),
         count("updatedReplicas").into(),
         count("availableReplicas").into(),
         age_cell(deployment, now),

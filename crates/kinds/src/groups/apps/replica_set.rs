@@ -50,7 +50,11 @@ pub(crate) const RULES: Rules = Rules {
         Heading::of("Ready", STATUS, "readyReplicas").number(),
         Heading::AGE,
         Heading::text("Containers", "Names of each container in the template.").wide(),
-        Heading::text("Images", "Images referenced by each container in the template.").wide(),
+        Heading::text(
+            "Images",
+            "Images referenced by each container in the template.",
+        )
+        .wide(),
         Heading::of("Selector", SPEC_TYPE, "selector").wide(),
     ],
     cells,
@@ -82,12 +86,17 @@ pub(super) fn selector_faults(spec: &Value, kind: &str, faults: &mut Vec<Fault>)
     let before = faults.len();
     validate_selector(selector, path, faults);
     let empty = list(selector, "matchExpressions").is_empty()
-        && selector["matchLabels"].as_object().is_none_or(|labels| labels.is_empty());
+        && selector["matchLabels"]
+            .as_object()
+            .is_none_or(|labels| labels.is_empty());
     if empty {
         let text = format!("empty selector is invalid for {kind}");
         faults.push(Fault::invalid(path, selector.clone(), text).showing(show_selector(selector)));
     } else if faults.len() > before || Selector::from_object(selector).is_err() {
-        faults.push(Fault::invalid(path, selector.clone(), "invalid label selector").showing(show_selector(selector)));
+        faults.push(
+            Fault::invalid(path, selector.clone(), "invalid label selector")
+                .showing(show_selector(selector)),
+        );
     }
 }
 

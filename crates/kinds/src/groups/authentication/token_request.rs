@@ -16,10 +16,18 @@ pub(crate) const RULES: Rules = Rules {
     validate: |request, faults| {
         let seconds = request["spec"]["expirationSeconds"].as_i64().unwrap_or(0);
         if seconds < 600 {
-            faults.push(Fault::invalid(EXPIRATION, seconds, "may not specify a duration less than 10 minutes"));
+            faults.push(Fault::invalid(
+                EXPIRATION,
+                seconds,
+                "may not specify a duration less than 10 minutes",
+            ));
         }
         if seconds > 1 << 32 {
-            faults.push(Fault::invalid(EXPIRATION, seconds, "may not specify a duration larger than 2^32 seconds"));
+            faults.push(Fault::invalid(
+                EXPIRATION,
+                seconds,
+                "may not specify a duration larger than 2^32 seconds",
+            ));
         }
     },
     ..Rules::PLAIN

@@ -10,7 +10,11 @@ pub(crate) const RULES: Rules = Rules {
         let target = &binding["target"];
         let kind = text(target, "kind");
         if !kind.is_empty() && kind != "Node" {
-            faults.push(Fault::not_supported(path.child("kind"), kind, &["Node", "<empty>"]));
+            faults.push(Fault::not_supported(
+                path.child("kind"),
+                kind,
+                &["Node", "<empty>"],
+            ));
         }
         if text(target, "name").is_empty() {
             faults.push(Fault::required(path.child("name"), ""));

@@ -18,7 +18,11 @@ pub(crate) const RULES: Rules = Rules {
         immutable(new, old, &["data", "binaryData"], faults);
         validate(new, faults);
     },
-    columns: &[Heading::NAME, Heading::of("Data", "io.k8s.api.core.v1.ConfigMap", "data"), Heading::AGE],
+    columns: &[
+        Heading::NAME,
+        Heading::of("Data", "io.k8s.api.core.v1.ConfigMap", "data"),
+        Heading::AGE,
+    ],
     cells: |map, now| {
         let count = entries(&map["data"]).count() + entries(&map["binaryData"]).count();
         vec![metadata::name(map).into(), count.into(), age_cell(map, now)]
@@ -31,23 +35,41 @@ fn validate(map: &Value, faults: &mut Vec<Fault>) {
     const BINARY: Path<'static> = Path::new("binaryData");
     let mut size = 0;
     for (key, value) in entries(&map["data"]) {
-        faults.extend(names::config_key(key).into_iter().map(|problem| Fault::invalid(DATA.key(key), key.as_str(), problem)));
+        faults.extend(
+            names::config_key(key)
+                .into_iter()
+                .map(|problem| Fault::invalid(DATA.key(key), key.as_str(), problem)),
+        );
         if !map["binaryData"][key].is_null() {
-            faults.push(Fault::invalid(DATA.key(key), key.as_str(), "duplicate of key present in binaryData"));
+            faults.push(Fault::invalid(
+                DATA.key(key),
+                key.as_str(),
+                "duplicate of key present in binaryData",
+            ));
         }
         size += value.as_str().map_or(0, str::len);
     }
     for (key, value) in entries(&map["binaryData"]) {
-        faults.extend(names::config_key(key).into_iter().map(|problem| Fault::invalid(BINARY.key(key), key.as_str(), problem)));
+        faults.extend(
+            names::config_key(key)
+                .into_iter()
+                .map(|problem| Fault::invalid(BINARY.key(key), key.as_str(), problem)),
+        );
         size += value.as_str().map_or(0, |text| text.len() / 4 * 3);
     }
     if size > SIZE_LIMIT {
-        faults.push(Fault::too_long(Path::new(""), SIZE_LIMIT));
+        // Upstream prints the path of the whole object so.
+        faults.push(Fault::too_long(Path::new("[]"), SIZE_LIMIT));
     }
 }
 
 /// An object that was declared unchangeable stays so, and keeps these fields.
-pub(super) fn immutable(new: &Value, old: &Value, fields: &[&'static str], faults: &mut Vec<Fault>) {
+pub(super) fn immutable(
+    new: &Value,
+    old: &Value,
+    fields: &[&'static str],
+    faults: &mut Vec<Fault>,
+) {
     if old["immutable"] != true {
         return;
     }

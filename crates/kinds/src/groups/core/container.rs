@@ -17,7 +17,12 @@ pub(super) struct PodFacts<'a> {
 }
 
 /// The containers of a pod and those that run before them.
-pub(super) fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: Path<'_>, faults: &mut Vec<Fault>) {
+pub(super) fn validate_all(
+    spec: &Value,
+    facts: &PodFacts<'_>,
+    path: Path<'_>,
+    faults: &mut Vec<Fault>,
+) {
     let containers = list(spec, "containers");
     let mut names = BTreeSet::new();
     if containers.is_empty() {
@@ -46,7 +51,12 @@ pub(super) fn validate_all(spec: &Value, facts: &PodFacts<'_>, path: Path<'_>, f
     }
 }
 
-fn unique_name<'a>(container: &'a Value, names: &mut BTreeSet<&'a str>, path: Path<'_>, faults: &mut Vec<Fault>) {
+fn unique_name<'a>(
+    container: &'a Value,
+    names: &mut BTreeSet<&'a str>,
+    path: Path<'_>,
+    faults: &mut Vec<Fault>,
+) {
     let name = text(container, "name");
     if !names.insert(name) {
         faults.push(Fault::duplicate(path.child("name"), name));
@@ -57,28 +67,53 @@ fn common(container: &Value, facts: &PodFacts<'_>, path: Path<'_>, faults: &mut 
     let name = text(container, "name");
     match name {
         "" => faults.push(Fault::required(path.child("name"), "")),
-        _ => faults.extend(names::dns1123_label(name).into_iter().map(|problem| Fault::invalid(path.child("name"), name, problem))),
+        _ => faults.extend(
+            names::dns1123_label(name)
+                .into_iter()
+                .map(|problem| Fault::invalid(path.child("name"), name, problem)),
+        ),
     }
     let image = text(container, "image");
     if image.is_empty() {
         faults.push(Fault::required(path.child("image"), ""));
     } else if image.trim() != image {
-        faults.push(Fault::invalid(path.child("image"), image, "must not have leading or trailing whitespace"));
+        faults.push(Fault::invalid(
+            path.child("image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
     }
     let policy = text(container, "terminationMessagePolicy");
     if !["File", "FallbackToLogsOnError"].contains(&policy) {
         let known = ["FallbackToLogsOnError", "File"];
-        faults.push(Fault::not_supported(path.child("terminationMessagePolicy"), policy, &known));
+        faults.push(Fault::not_supported(
+            path.child("terminationMessagePolicy"),
+            policy,
+            &known,
+        ));
     }
     ports(container, path.child("ports"), faults);
     env::validate(container, path, faults);
     volume::mounts(container, &facts.volumes, path, faults);
     let pull = text(container, "imagePullPolicy");
     if !["Always", "IfNotPresent", "Never"].contains(&pull) {
-        faults.push(Fault::not_supported(path.child("imagePullPolicy"), pull, &["Always", "IfNotPresent", "Never"]));
+        faults.push(Fault::not_supported(
+            path.child("imagePullPolicy"),
+            pull,
+            &["Always", "IfNotPresent", "Never"],
+        ));
     }
-    resources::container(&container["resources"], &facts.claims, path.child("resources"), faults);
-    security::container(&container["securityContext"], path.child("securityContext"), faults);
+    resources::container(
+        &container["resources"],
+        &facts.claims,
+        path.child("resources"),
+        faults,
+    );
+    security::container(
+        &container["securityContext"],
+        path.child("securityContext"),
+        faults,
+    );
     resize_policies(container, path, faults);
 }
 
@@ -93,24 +128,49 @@ fn resize_policies(container: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         match resource {
             "cpu" | "memory" => {}
             "" => faults.push(Fault::required(list_path, "")),
-            _ => faults.push(Fault::not_supported(list_path, resource, &["cpu", "memory"])),
+            _ => faults.push(Fault::not_supported(
+                list_path,
+                resource,
+                &["cpu", "memory"],
+            )),
         }
         match text(policy, "restartPolicy") {
             "NotRequired" | "RestartContainer" => {}
             "" => faults.push(Fault::required(list_path, "")),
-            other => faults.push(Fault::not_supported(list_path, other, &["NotRequired", "RestartContainer"])),
+            other => faults.push(Fault::not_supported(
+                list_path,
+                other,
+                &["NotRequired", "RestartContainer"],
+            )),
         }
     }
 }
 
 fn regular(container: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     probe::lifecycle(&container["lifecycle"], path.child("lifecycle"), faults);
-    probe::liveness(&container["livenessProbe"], path.child("livenessProbe"), faults);
-    probe::readiness(&container["readinessProbe"], path.child("readinessProbe"), faults);
-    probe::liveness(&container["startupProbe"], path.child("startupProbe"), faults);
+    probe::liveness(
+        &container["livenessProbe"],
+        path.child("livenessProbe"),
+        faults,
+    );
+    probe::readiness(
+        &container["readinessProbe"],
+        path.child("readinessProbe"),
+        faults,
+    );
+    probe::liveness(
+        &container["startupProbe"],
+        path.child("startupProbe"),
+        faults,
+    );
     let policy = text(container, "restartPolicy");
-    if !container["restartPolicy"].is_null() && !["Always", "Never", "OnFailure"].contains(&policy) {
-        faults.push(Fault::not_supported(path.child("restartPolicy"), policy, &["Always", "Never", "OnFailure"]));
+    if !container["restartPolicy"].is_null() && !["Always", "Never", "OnFailure"].contains(&policy)
+    {
+        faults.push(Fault::not_supported(
+            path.child("restartPolicy"),
+            policy,
+            &["Always", "Never", "OnFailure"],
+        ));
     }
 }
 
@@ -118,12 +178,29 @@ fn init(container: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let restarts = text(container, "restartPolicy") == "Always";
     if restarts {
         probe::lifecycle(&container["lifecycle"], path.child("lifecycle"), faults);
-        probe::liveness(&container["livenessProbe"], path.child("livenessProbe"), faults);
-        probe::readiness(&container["readinessProbe"], path.child("readinessProbe"), faults);
-        probe::liveness(&container["startupProbe"], path.child("startupProbe"), faults);
+        probe::liveness(
+            &container["livenessProbe"],
+            path.child("livenessProbe"),
+            faults,
+        );
+        probe::readiness(
+            &container["readinessProbe"],
+            path.child("readinessProbe"),
+            faults,
+        );
+        probe::liveness(
+            &container["startupProbe"],
+            path.child("startupProbe"),
+            faults,
+        );
         return;
     }
-    for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
+    for field in [
+        "lifecycle",
+        "livenessProbe",
+        "readinessProbe",
+        "startupProbe",
+    ] {
         if !container[field].is_null() {
             let text = "may not be set for init containers without restartPolicy=Always";
             faults.push(Fault::forbidden(path.child(field), text));
@@ -131,7 +208,11 @@ fn init(container: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     }
     let policy = text(container, "restartPolicy");
     if !container["restartPolicy"].is_null() && !["Never", "OnFailure"].contains(&policy) {
-        faults.push(Fault::not_supported(path.child("restartPolicy"), policy, &["Always", "Never", "OnFailure"]));
+        faults.push(Fault::not_supported(
+            path.child("restartPolicy"),
+            policy,
+            &["Always", "Never", "OnFailure"],
+        ));
     }
 }
 
@@ -139,11 +220,17 @@ fn init(container: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
 pub(super) fn port(value: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     match value.as_str() {
         Some(name) => {
-            faults.extend(names::port_name(name).into_iter().map(|problem| Fault::invalid(path, name, problem)));
+            faults.extend(
+                names::port_name(name)
+                    .into_iter()
+                    .map(|problem| Fault::invalid(path, name, problem)),
+            );
         }
         None => {
             let number = value.as_i64().unwrap_or(0);
-            faults.extend(names::port_number(number).map(|problem| Fault::invalid(path, number, problem)));
+            faults.extend(
+                names::port_number(number).map(|problem| Fault::invalid(path, number, problem)),
+            );
         }
     }
 }
@@ -158,27 +245,43 @@ fn ports(container: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
             if problems.is_empty() && !names_seen.insert(name) {
                 faults.push(Fault::duplicate(path.child("name"), name));
             }
-            faults.extend(problems.into_iter().map(|problem| Fault::invalid(path.child("name"), name, problem)));
+            faults.extend(
+                problems
+                    .into_iter()
+                    .map(|problem| Fault::invalid(path.child("name"), name, problem)),
+            );
         }
         let number = port["containerPort"].as_i64().unwrap_or(0);
         match names::port_number(number) {
             Some(_) if number == 0 => faults.push(Fault::required(path.child("containerPort"), "")),
-            Some(problem) => faults.push(Fault::invalid(path.child("containerPort"), number, problem)),
+            Some(problem) => {
+                faults.push(Fault::invalid(path.child("containerPort"), number, problem))
+            }
             None => {}
         }
         let host_port = port["hostPort"].as_i64().unwrap_or(0);
         if host_port != 0 {
-            faults.extend(names::port_number(host_port).map(|problem| Fault::invalid(path.child("hostPort"), host_port, problem)));
+            faults.extend(
+                names::port_number(host_port)
+                    .map(|problem| Fault::invalid(path.child("hostPort"), host_port, problem)),
+            );
         }
         let protocol = text(port, "protocol");
         if protocol.is_empty() {
             faults.push(Fault::required(path.child("protocol"), ""));
         } else if !["SCTP", "TCP", "UDP"].contains(&protocol) {
-            faults.push(Fault::not_supported(path.child("protocol"), protocol, &["SCTP", "TCP", "UDP"]));
+            faults.push(Fault::not_supported(
+                path.child("protocol"),
+                protocol,
+                &["SCTP", "TCP", "UDP"],
+            ));
         }
         let host_ip = text(port, "hostIP");
         if !host_ip.is_empty() {
-            faults.extend(names::ip_address(host_ip).map(|problem| Fault::invalid(path.child("hostIP"), host_ip, problem)));
+            faults.extend(
+                names::ip_address(host_ip)
+                    .map(|problem| Fault::invalid(path.child("hostIP"), host_ip, problem)),
+            );
         }
     }
 }
@@ -193,7 +296,11 @@ fn host_ports(containers: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
             if host_port == 0 {
                 continue;
             }
-            let place = format!("{}/{}/{host_port}", text(port, "protocol"), text(port, "hostIP"));
+            let place = format!(
+                "{}/{}/{host_port}",
+                text(port, "protocol"),
+                text(port, "hostIP")
+            );
             if !taken.insert(place.clone()) {
                 let ports = container_path.child("ports");
                 let port_path = ports.index(number);

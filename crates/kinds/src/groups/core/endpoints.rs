@@ -13,7 +13,12 @@ use crate::table::{Heading, age_cell, or_none};
 pub(crate) const RULES: Rules = Rules {
     default: |endpoints| {
         for subset in endpoints["subsets"].as_array_mut().into_iter().flatten() {
-            for port in subset.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+            for port in subset
+                .get_mut("ports")
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
                 crate::read::fill(port, "protocol", "TCP");
             }
         }
@@ -35,7 +40,10 @@ fn validate(endpoints: &Value, faults: &mut Vec<Fault>) {
         let path = SUBSETS.index(index);
         let counts = ["addresses", "notReadyAddresses"].map(|kind| list(subset, kind).len());
         if counts == [0, 0] {
-            faults.push(Fault::required(path, "must specify `addresses` or `notReadyAddresses`"));
+            faults.push(Fault::required(
+                path,
+                "must specify `addresses` or `notReadyAddresses`",
+            ));
         }
         for kind in ["addresses", "notReadyAddresses"] {
             let list_path = path.child(kind);
@@ -59,11 +67,14 @@ fn address(address: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let hostname = text(address, "hostname");
     if !hostname.is_empty() {
         let problems = names::dns1123_label(hostname).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("hostname"), hostname, problem)));
+        faults.extend(
+            problems.map(|problem| Fault::invalid(path.child("hostname"), hostname, problem)),
+        );
     }
     if let Some(node) = address["nodeName"].as_str() {
         let problems = names::dns1123_subdomain(node).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("nodeName"), node, problem)));
+        faults
+            .extend(problems.map(|problem| Fault::invalid(path.child("nodeName"), node, problem)));
     }
     not_special(ip, path.child("ip"), faults);
 }
@@ -73,7 +84,9 @@ pub(crate) fn not_special(ip: &str, path: Path<'_>, faults: &mut Vec<Fault>) {
     let text = match ip.parse::<std::net::IpAddr>() {
         Err(_) => "must be a valid IP address".to_owned(),
         Ok(address) if address.is_unspecified() => format!("may not be unspecified ({ip})"),
-        Ok(address) if address.is_loopback() => "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned(),
+        Ok(address) if address.is_loopback() => {
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned()
+        }
         Ok(std::net::IpAddr::V4(address)) if address.is_link_local() => {
             "may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned()
         }
@@ -96,23 +109,36 @@ fn port(port: &Value, named: bool, path: Path<'_>, faults: &mut Vec<Fault>) {
         faults.extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
     }
     let number = port["port"].as_i64().unwrap_or(0);
-    faults.extend(names::port_number(number).map(|problem| Fault::invalid(path.child("port"), number, problem)));
+    faults.extend(
+        names::port_number(number)
+            .map(|problem| Fault::invalid(path.child("port"), number, problem)),
+    );
     let protocol = text(port, "protocol");
     if protocol.is_empty() {
         faults.push(Fault::required(path.child("protocol"), ""));
     } else if !["SCTP", "TCP", "UDP"].contains(&protocol) {
-        faults.push(Fault::not_supported(path.child("protocol"), protocol, &["SCTP", "TCP", "UDP"]));
+        faults.push(Fault::not_supported(
+            path.child("protocol"),
+            protocol,
+            &["SCTP", "TCP", "UDP"],
+        ));
     }
     if let Some(name) = port["appProtocol"].as_str() {
         let problems = names::qualified_name(name).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("appProtocol"), name, problem)));
+        faults.extend(
+            problems.map(|problem| Fault::invalid(path.child("appProtocol"), name, problem)),
+        );
     }
 }
 
 fn cells(endpoints: &Value, now: Timestamp) -> Vec<Value> {
     let mut all = Vec::new();
     for subset in list(endpoints, "subsets") {
-        let addresses = || list(subset, "addresses").iter().map(|address| text(address, "ip"));
+        let addresses = || {
+            list(subset, "addresses")
+                .iter()
+                .map(|address| text(address, "ip"))
+        };
         let ports = list(subset, "ports");
         if ports.is_empty() {
             all.extend(addresses().map(str::to_owned));
@@ -124,7 +150,11 @@ fn cells(endpoints: &Value, now: Timestamp) -> Vec<Value> {
             }));
         }
     }
-    vec![metadata::name(endpoints).into(), or_none(&first_three(&all)), age_cell(endpoints, now)]
+    vec![
+        metadata::name(endpoints).into(),
+        or_none(&first_three(&all)),
+        age_cell(endpoints, now),
+    ]
 }
 
 /// The first three of some words, and how many there are beyond them.

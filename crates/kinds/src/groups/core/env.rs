@@ -16,7 +16,8 @@ pub(super) fn validate(container: &Value, path: Path<'_>, faults: &mut Vec<Fault
             faults.push(Fault::required(path.child("name"), ""));
         } else {
             let problems = names::environment_name(name).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
+            faults
+                .extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
         }
         if variable["valueFrom"].is_object() {
             source(variable, path.child("valueFrom"), faults);
@@ -33,11 +34,21 @@ fn source(variable: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let mut sources = 0;
     if source["fieldRef"].is_object() {
         sources += 1;
-        field(&source["fieldRef"], &POD_FIELDS, path.child("fieldRef"), faults);
+        field(
+            &source["fieldRef"],
+            &POD_FIELDS,
+            path.child("fieldRef"),
+            faults,
+        );
     }
     if source["resourceFieldRef"].is_object() {
         sources += 1;
-        resource_field(&source["resourceFieldRef"], false, path.child("resourceFieldRef"), faults);
+        resource_field(
+            &source["resourceFieldRef"],
+            false,
+            path.child("resourceFieldRef"),
+            faults,
+        );
     }
     for name in ["configMapKeyRef", "secretKeyRef"] {
         if source[name].is_object() {
@@ -53,9 +64,17 @@ fn source(variable: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         let text = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
         faults.push(Fault::invalid(path, "", text));
     } else if !text(variable, "value").is_empty() {
-        faults.push(Fault::invalid(path, "", "may not be specified when `value` is not empty"));
+        faults.push(Fault::invalid(
+            path,
+            "",
+            "may not be specified when `value` is not empty",
+        ));
     } else if sources > 1 {
-        faults.push(Fault::invalid(path, "", "may not have more than one field specified at a time"));
+        faults.push(Fault::invalid(
+            path,
+            "",
+            "may not have more than one field specified at a time",
+        ));
     }
 }
 
@@ -84,7 +103,8 @@ fn whole(source: &Value, path: Path<'_>, list_path: Path<'_>, faults: &mut Vec<F
     let prefix = text(source, "prefix");
     if !prefix.is_empty() {
         let problems = names::environment_name(prefix).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("prefix"), prefix, problem)));
+        faults
+            .extend(problems.map(|problem| Fault::invalid(path.child("prefix"), prefix, problem)));
     }
     let mut sources = 0;
     for kind in ["configMapRef", "secretRef"] {
@@ -98,13 +118,23 @@ fn whole(source: &Value, path: Path<'_>, list_path: Path<'_>, faults: &mut Vec<F
             faults.push(Fault::required(reference_path.child("name"), ""));
         } else {
             let problems = names::subdomain_name(name, false).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(reference_path.child("name"), name, problem)));
+            faults.extend(
+                problems.map(|problem| Fault::invalid(reference_path.child("name"), name, problem)),
+            );
         }
     }
     match sources {
-        0 => faults.push(Fault::invalid(list_path, "", "must specify one of: `configMapRef` or `secretRef`")),
+        0 => faults.push(Fault::invalid(
+            list_path,
+            "",
+            "must specify one of: `configMapRef` or `secretRef`",
+        )),
         1 => {}
-        _ => faults.push(Fault::invalid(list_path, "", "may not have more than one field specified at a time")),
+        _ => faults.push(Fault::invalid(
+            list_path,
+            "",
+            "may not have more than one field specified at a time",
+        )),
     }
 }
 
@@ -121,8 +151,13 @@ pub(super) const POD_FIELDS: [&str; 9] = [
     "status.podIPs",
 ];
 /// Fields of the pod that a file can show.
-pub(super) const FILE_FIELDS: [&str; 5] =
-    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+pub(super) const FILE_FIELDS: [&str; 5] = [
+    "metadata.annotations",
+    "metadata.labels",
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+];
 
 /// All fields that have a name, whether or not they are allowed at a place.
 const KNOWN_FIELDS: [&str; 11] = [
@@ -165,14 +200,22 @@ pub(super) fn field(reference: &Value, allowed: &[&str], path: Path<'_>, faults:
                 Vec::new()
             }
         };
-        faults.extend(problems.into_iter().map(|problem| Fault::invalid(path, key, problem)));
+        faults.extend(
+            problems
+                .into_iter()
+                .map(|problem| Fault::invalid(path, key, problem)),
+        );
         return;
     }
     if !KNOWN_FIELDS.contains(&field) {
         let text = format!("error converting fieldPath: field label not supported: {field}");
         faults.push(Fault::invalid(path.child("fieldPath"), field, text));
     } else if !allowed.contains(&field) {
-        faults.push(Fault::not_supported(path.child("fieldPath"), field, allowed));
+        faults.push(Fault::not_supported(
+            path.child("fieldPath"),
+            field,
+            allowed,
+        ));
     }
 }
 
@@ -192,7 +235,12 @@ const RESOURCE_FIELDS: [&str; 6] = [
 ];
 
 /// A reference to what a container may use; in a file it must say which container.
-pub(super) fn resource_field(reference: &Value, in_file: bool, path: Path<'_>, faults: &mut Vec<Fault>) {
+pub(super) fn resource_field(
+    reference: &Value,
+    in_file: bool,
+    path: Path<'_>,
+    faults: &mut Vec<Fault>,
+) {
     if in_file && text(reference, "containerName").is_empty() {
         faults.push(Fault::required(path.child("containerName"), ""));
         return;
@@ -202,20 +250,39 @@ pub(super) fn resource_field(reference: &Value, in_file: bool, path: Path<'_>, f
         faults.push(Fault::required(path.child("resource"), ""));
         return;
     }
-    let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|prefix| resource.starts_with(prefix));
+    let huge = ["limits.hugepages-", "requests.hugepages-"]
+        .iter()
+        .any(|prefix| resource.starts_with(prefix));
     if !RESOURCE_FIELDS.contains(&resource) && !huge {
-        faults.push(Fault::not_supported(path.child("resource"), resource, &RESOURCE_FIELDS));
+        faults.push(Fault::not_supported(
+            path.child("resource"),
+            resource,
+            &RESOURCE_FIELDS,
+        ));
         return;
     }
     let divisor = text(reference, "divisor");
-    const SIZES: [&str; 14] =
-        ["0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+    const SIZES: [&str; 14] = [
+        "0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei",
+    ];
     let what = resource.split_once('.').map_or("", |(_, what)| what);
     let (known, text): (&[&str], &str) = match what {
-        "cpu" => (&["0", "1m", "1"], "only divisor's values 1m and 1 are supported with the cpu resource"),
-        "memory" => (&SIZES, "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the memory resource"),
-        "ephemeral-storage" => (&SIZES, "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the local ephemeral storage resource"),
-        _ => (&SIZES, "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the hugepages resource"),
+        "cpu" => (
+            &["0", "1m", "1"],
+            "only divisor's values 1m and 1 are supported with the cpu resource",
+        ),
+        "memory" => (
+            &SIZES,
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the memory resource",
+        ),
+        "ephemeral-storage" => (
+            &SIZES,
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the local ephemeral storage resource",
+        ),
+        _ => (
+            &SIZES,
+            "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the hugepages resource",
+        ),
     };
     if !known.contains(&divisor) {
         faults.push(Fault::invalid(path.child("divisor"), resource, text));

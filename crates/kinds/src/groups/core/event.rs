@@ -23,11 +23,19 @@ pub(crate) const RULES: Rules = Rules {
 const EVENT: &str = "io.k8s.api.core.v1.Event";
 
 pub(crate) const COLUMNS: &[Heading] = &[
-    Heading::text("Last Seen", "The time at which the most recent occurrence of this event was recorded."),
+    Heading::text(
+        "Last Seen",
+        "The time at which the most recent occurrence of this event was recorded.",
+    ),
     Heading::of("Type", EVENT, "type"),
     Heading::of("Reason", EVENT, "reason"),
     Heading::of("Object", EVENT, "involvedObject"),
-    Heading::of("Subobject", "io.k8s.api.core.v1.ObjectReference", "fieldPath").wide(),
+    Heading::of(
+        "Subobject",
+        "io.k8s.api.core.v1.ObjectReference",
+        "fieldPath",
+    )
+    .wide(),
     Heading::of("Source", EVENT, "source").wide(),
     Heading::of("Message", EVENT, "message"),
     Heading::of("First Seen", EVENT, "firstTimestamp").wide(),
@@ -36,12 +44,20 @@ pub(crate) const COLUMNS: &[Heading] = &[
 ];
 
 fn validate(event: &Value, faults: &mut Vec<Fault>) {
+    if !event["eventTime"].is_null() {
+        validate_reporter(event, "reportingComponent", faults);
+        return;
+    }
     let about = text(&event["involvedObject"], "namespace");
     let own = metadata::namespace(event);
     let cluster_wide = about.is_empty() && (own == "default" || own == "kube-system");
     let path = Path::new("involvedObject");
     if about != own && !cluster_wide {
-        faults.push(Fault::invalid(path.child("namespace"), about, "does not match event.namespace"));
+        faults.push(Fault::invalid(
+            path.child("namespace"),
+            about,
+            "does not match event.namespace",
+        ));
     }
 }
 
@@ -53,14 +69,29 @@ pub(crate) fn fields(event: &Value, object: &str) -> Vec<(&'static str, String)>
     };
     vec![
         ("involvedObject.kind", text(about, "kind").to_owned()),
-        ("involvedObject.namespace", text(about, "namespace").to_owned()),
+        (
+            "involvedObject.namespace",
+            text(about, "namespace").to_owned(),
+        ),
         ("involvedObject.name", text(about, "name").to_owned()),
         ("involvedObject.uid", text(about, "uid").to_owned()),
-        ("involvedObject.apiVersion", text(about, "apiVersion").to_owned()),
-        ("involvedObject.resourceVersion", text(about, "resourceVersion").to_owned()),
-        ("involvedObject.fieldPath", text(about, "fieldPath").to_owned()),
+        (
+            "involvedObject.apiVersion",
+            text(about, "apiVersion").to_owned(),
+        ),
+        (
+            "involvedObject.resourceVersion",
+            text(about, "resourceVersion").to_owned(),
+        ),
+        (
+            "involvedObject.fieldPath",
+            text(about, "fieldPath").to_owned(),
+        ),
         ("reason", text(event, "reason").to_owned()),
-        ("reportingComponent", text(event, "reportingComponent").to_owned()),
+        (
+            "reportingComponent",
+            text(event, "reportingComponent").to_owned(),
+        ),
         ("source", source.to_owned()),
         ("type", text(event, "type").to_owned()),
     ]
@@ -69,13 +100,20 @@ pub(crate) fn fields(event: &Value, object: &str) -> Vec<(&'static str, String)>
 fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
     let about = &event["involvedObject"];
     let series = &event["series"];
-    let first = if event["firstTimestamp"].is_null() { &event["eventTime"] } else { &event["firstTimestamp"] };
+    let first = if event["firstTimestamp"].is_null() {
+        &event["eventTime"]
+    } else {
+        &event["firstTimestamp"]
+    };
     let last = match (series.is_object(), event["lastTimestamp"].is_null()) {
         (true, _) => &series["lastObservedTime"],
         (false, true) => first,
         (false, false) => &event["lastTimestamp"],
     };
-    let count = match (series["count"].as_i64(), event["count"].as_i64().unwrap_or(0)) {
+    let count = match (
+        series["count"].as_i64(),
+        event["count"].as_i64().unwrap_or(0),
+    ) {
         (Some(count), _) => count,
         (None, 0) => 1,
         (None, count) => count,
@@ -100,21 +138,31 @@ fn cells(event: &Value, now: Timestamp) -> Vec<Value> {
 
 fn source(event: &Value) -> String {
     let (component, host) = match text(&event["source"], "component") {
-        "" => (text(event, "reportingComponent"), text(event, "reportingInstance")),
+        "" => (
+            text(event, "reportingComponent"),
+            text(event, "reportingInstance"),
+        ),
         component => (component, text(&event["source"], "host")),
     };
-    let words: Vec<&str> = [component, host].into_iter().filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> = [component, host]
+        .into_iter()
+        .filter(|word| !word.is_empty())
+        .collect();
     words.join(", ")
 }
 
 /// Checks that only events with an `eventTime` of their own must pass.
-pub(crate) fn validate_reporter(event: &Value, controller: &str, faults: &mut Vec<Fault>) {
-    let path = Path::new("reportingController");
+pub(crate) fn validate_reporter(event: &Value, controller: &'static str, faults: &mut Vec<Fault>) {
+    let path = Path::new(controller);
     let name = text(event, controller);
     if name.is_empty() {
         faults.push(Fault::required(path, ""));
     }
-    faults.extend(names::qualified_name(name).into_iter().map(|problem| Fault::invalid(path, name, problem)));
+    faults.extend(
+        names::qualified_name(name)
+            .into_iter()
+            .map(|problem| Fault::invalid(path, name, problem)),
+    );
     let instance = text(event, "reportingInstance");
     match instance.len() {
         0 => faults.push(Fault::required(Path::new("reportingInstance"), "")),
@@ -129,7 +177,11 @@ pub(crate) fn validate_reporter(event: &Value, controller: &str, faults: &mut Ve
         match word.len() {
             0 => faults.push(Fault::required(Path::new(field), "")),
             length if length > limit => {
-                faults.push(Fault::invalid(Path::new(field), "", format!("can have at most {limit} characters")));
+                faults.push(Fault::invalid(
+                    Path::new(field),
+                    "",
+                    format!("can have at most {limit} characters"),
+                ));
             }
             _ => {}
         }

@@ -20,11 +20,24 @@ pub(crate) const RULES: Rules = Rules {
             validate(new, faults);
         }
     },
-    columns: &[Heading::NAME, Heading::text("Status", "The status of the namespace"), Heading::AGE],
+    columns: &[
+        Heading::NAME,
+        Heading::text("Status", "The status of the namespace"),
+        Heading::AGE,
+    ],
     cells: |namespace, now| {
-        vec![metadata::name(namespace).into(), namespace["status"]["phase"].clone(), age_cell(namespace, now)]
+        vec![
+            metadata::name(namespace).into(),
+            namespace["status"]["phase"].clone(),
+            age_cell(namespace, now),
+        ]
     },
-    fields: |namespace| vec![("status.phase", text(&namespace["status"], "phase").to_owned())],
+    fields: |namespace| {
+        vec![(
+            "status.phase",
+            text(&namespace["status"], "phase").to_owned(),
+        )]
+    },
     ..Rules::PLAIN
 };
 
@@ -79,9 +92,15 @@ fn validate(namespace: &Value, faults: &mut Vec<Fault>) {
     }
     for mode in ["enforce", "audit", "warn"] {
         let key = format!("pod-security.kubernetes.io/{mode}");
-        let level = entries(&namespace["metadata"]["labels"]).find(|(label, _)| **label == key).and_then(|(_, level)| level.as_str());
+        let level = entries(&namespace["metadata"]["labels"])
+            .find(|(label, _)| **label == key)
+            .and_then(|(_, level)| level.as_str());
         if let Some(level) = level.filter(|level| !LEVELS.contains(level)) {
-            faults.push(Fault::invalid(LABELS.key(&key), level, format!("must be one of {}", LEVELS.join(", "))));
+            faults.push(Fault::invalid(
+                LABELS.key(&key),
+                level,
+                format!("must be one of {}", LEVELS.join(", ")),
+            ));
         }
     }
 }

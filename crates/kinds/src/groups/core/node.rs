@@ -22,30 +22,40 @@ pub(crate) const RULES: Rules = Rules {
         _ => new["status"] = old["status"].clone(),
     },
     validate,
-    validate_update: |new, old, sub, faults| {
-        if sub.is_none() {
-            validate(new, faults);
-            let (new, old) = (text(&new["spec"], "providerID"), text(&old["spec"], "providerID"));
-            if !old.is_empty() && new != old {
-                let text = "node updates may not change providerID except from \"\" to valid";
-                faults.push(Fault::forbidden(Path::new("spec.providerID"), text));
-            }
-        }
-    },
+    validate_update,
     columns: &[
         Heading::NAME,
         Heading::text("Status", "The status of the node"),
         Heading::text("Roles", "The roles of the node"),
         Heading::AGE,
-        Heading::of("Version", "io.k8s.api.core.v1.NodeSystemInfo", "kubeletVersion"),
+        Heading::of(
+            "Version",
+            "io.k8s.api.core.v1.NodeSystemInfo",
+            "kubeletVersion",
+        ),
         Heading::of("Internal-IP", STATUS, "addresses").wide(),
         Heading::of("External-IP", STATUS, "addresses").wide(),
         Heading::of("OS-Image", "io.k8s.api.core.v1.NodeSystemInfo", "osImage").wide(),
-        Heading::of("Kernel-Version", "io.k8s.api.core.v1.NodeSystemInfo", "kernelVersion").wide(),
-        Heading::of("Container-Runtime", "io.k8s.api.core.v1.NodeSystemInfo", "containerRuntimeVersion").wide(),
+        Heading::of(
+            "Kernel-Version",
+            "io.k8s.api.core.v1.NodeSystemInfo",
+            "kernelVersion",
+        )
+        .wide(),
+        Heading::of(
+            "Container-Runtime",
+            "io.k8s.api.core.v1.NodeSystemInfo",
+            "containerRuntimeVersion",
+        )
+        .wide(),
     ],
     cells,
-    fields: |node| vec![("spec.unschedulable", flag(&node["spec"], "unschedulable").to_string())],
+    fields: |node| {
+        vec![(
+            "spec.unschedulable",
+            flag(&node["spec"], "unschedulable").to_string(),
+        )]
+    },
     ..Rules::PLAIN
 };
 
@@ -53,7 +63,9 @@ fn default(node: &mut Value) {
     // The older, single form of the field names the first of the newer one.
     let spec = &mut node["spec"];
     match (spec["podCIDR"].as_str(), list(spec, "podCIDRs").first()) {
-        (Some(range), first) if first.is_none_or(|first| first != range) => spec["podCIDRs"] = json!([range]),
+        (Some(range), first) if first.is_none_or(|first| first != range) => {
+            spec["podCIDRs"] = json!([range])
+        }
         (None, Some(range)) => spec["podCIDR"] = range.clone(),
         _ => {}
     }
@@ -71,11 +83,19 @@ fn validate(node: &Value, faults: &mut Vec<Fault>) {
     for (index, taint) in list(spec, "taints").iter().enumerate() {
         let path = TAINTS.index(index);
         let key = text(taint, "key");
-        faults.extend(names::qualified_name(key).into_iter().map(|problem| Fault::invalid(path.child("key"), key, problem)));
+        faults.extend(
+            names::qualified_name(key)
+                .into_iter()
+                .map(|problem| Fault::invalid(path.child("key"), key, problem)),
+        );
         let value = text(taint, "value");
         let problems = names::label_value(value);
         if !problems.is_empty() {
-            faults.push(Fault::invalid(path.child("value"), value, problems.join(";")));
+            faults.push(Fault::invalid(
+                path.child("value"),
+                value,
+                problems.join(";"),
+            ));
         }
         let effect = text(taint, "effect");
         scheduling::taint_effect(effect, false, path.child("effect"), faults);
@@ -85,7 +105,11 @@ fn validate(node: &Value, faults: &mut Vec<Fault>) {
                 taint["timeAdded"]
             );
             let text = "taints must be unique by key and effect pair";
-            faults.push(Fault::duplicate(path, taint.clone()).showing(shown).saying(text));
+            faults.push(
+                Fault::duplicate(path, taint.clone())
+                    .showing(shown)
+                    .saying(text),
+            );
         }
     }
     pod_ranges(spec, faults);
@@ -98,14 +122,44 @@ fn validate(node: &Value, faults: &mut Vec<Fault>) {
     }
 }
 
+fn validate_update(new: &Value, old: &Value, sub: Option<&str>, faults: &mut Vec<Fault>) {
+    if sub.is_some() {
+        return;
+    }
+    validate(new, faults);
+    let (new, old) = (&new["spec"], &old["spec"]);
+    if !list(old, "podCIDRs").is_empty() && new["podCIDRs"] != old["podCIDRs"] {
+        let text = "node updates may not change podCIDR except from \"\" to valid";
+        faults.push(Fault::forbidden(Path::new("spec.podCIDRs"), text));
+    }
+    if !text(old, "providerID").is_empty() && new["providerID"] != old["providerID"] {
+        let text = "node updates may not change providerID except from \"\" to valid";
+        faults.push(Fault::forbidden(Path::new("spec.providerID"), text));
+    }
+    if text(new, "externalID") != text(old, "externalID") {
+        faults.push(Fault::forbidden(
+            Path::new("spec.externalID"),
+            "may not be updated",
+        ));
+    }
+}
+
 fn pod_ranges(spec: &Value, faults: &mut Vec<Fault>) {
     const RANGES: Path<'static> = Path::new("spec.podCIDRs");
     let ranges = list(spec, "podCIDRs");
     for (index, range) in ranges.iter().enumerate() {
         let range = range.as_str().unwrap_or_default();
-        faults.extend(names::cidr(range).map(|problem| Fault::invalid(RANGES.index(index), range, problem)));
+        faults.extend(
+            names::cidr(range).map(|problem| Fault::invalid(RANGES.index(index), range, problem)),
+        );
     }
-    let of_family = |wide: bool| ranges.iter().filter_map(Value::as_str).filter(|range| range.contains(':') == wide).count();
+    let of_family = |wide: bool| {
+        ranges
+            .iter()
+            .filter_map(Value::as_str)
+            .filter(|range| range.contains(':') == wide)
+            .count()
+    };
     if of_family(false) > 1 || of_family(true) > 1 {
         let text = "may specify no more than one CIDR for each IP family";
         faults.push(Fault::invalid(RANGES, Value::from(ranges.to_vec()), text));
@@ -115,7 +169,9 @@ fn pod_ranges(spec: &Value, faults: &mut Vec<Fault>) {
 fn cells(node: &Value, now: Timestamp) -> Vec<Value> {
     let info = &node["status"]["nodeInfo"];
     let address = |kind: &str| {
-        let found = list(&node["status"], "addresses").iter().find(|address| text(address, "type") == kind);
+        let found = list(&node["status"], "addresses")
+            .iter()
+            .find(|address| text(address, "type") == kind);
         or_none(found.map_or("", |address| text(address, "address")))
     };
     let known = |field: &str| match text(info, field) {
@@ -141,13 +197,19 @@ fn cells(node: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 fn status(node: &Value) -> String {
-    let ready = list(&node["status"], "conditions").iter().find(|condition| text(condition, "type") == "Ready");
+    let ready = list(&node["status"], "conditions")
+        .iter()
+        .find(|condition| text(condition, "type") == "Ready");
     let word = match ready.map(|condition| text(condition, "status")) {
         Some("True") => "Ready",
         Some(_) => "NotReady",
         None => "Unknown",
     };
-    let closed = if flag(&node["spec"], "unschedulable") { ",SchedulingDisabled" } else { "" };
+    let closed = if flag(&node["spec"], "unschedulable") {
+        ",SchedulingDisabled"
+    } else {
+        ""
+    };
     format!("{word}{closed}")
 }
 

@@ -65,41 +65,105 @@ fn validate_update(new: &Value, old: &Value, sub: Option<&str>, faults: &mut Vec
         return;
     }
     pod_spec::validate(&new["spec"], SPEC, faults);
-    let mut allowed = new["spec"].clone();
-    let old_spec = &old["spec"];
+    let (new, old) = (&new["spec"], &old["spec"]);
     for kind in ["containers", "initContainers"] {
-        let (new_list, old_list) = (list(&new["spec"], kind), list(old_spec, kind));
-        if new_list.len() != old_list.len() {
-            let text = "pod updates may not add or remove containers";
-            faults.push(Fault::forbidden(SPEC.child(kind), text));
+        if list(new, kind).len() != list(old, kind).len() {
+            faults.push(Fault::forbidden(
+                SPEC.child(kind),
+                "pod updates may not add or remove containers",
+            ));
             return;
         }
-        for (index, old) in old_list.iter().enumerate() {
-            allowed[kind][index]["image"] = old["image"].clone();
+    }
+    deadline(new, old, faults);
+    tolerations(new, old, faults);
+    for (index, gate) in list(new, "schedulingGates").iter().enumerate() {
+        if !list(old, "schedulingGates").contains(gate) {
+            let text = format!(
+                "only deletion is allowed, but found new scheduling gate '{}'",
+                text(gate, "name")
+            );
+            let path = SPEC.child("schedulingGates");
+            faults.push(Fault::forbidden(path.index(index).child("name"), text));
         }
     }
-    deadline(&new["spec"], old_spec, faults);
-    for field in ["activeDeadlineSeconds", "tolerations", "schedulingGates", "terminationGracePeriodSeconds"] {
-        let keep = field != "terminationGracePeriodSeconds" || old_spec[field].as_i64().is_some_and(|grace| grace < 0) && new["spec"][field] == 1;
-        match &old_spec[field] {
-            _ if !keep => {}
-            Value::Null => remove(&mut allowed, field),
-            value => allowed[field] = value.clone(),
+    if with_mutable_fields_of(new, old) != *old {
+        faults.push(Fault::forbidden(SPEC, MUTABLE));
+    }
+}
+
+/// The new spec with the old values of all that may change.
+fn with_mutable_fields_of(new: &Value, old: &Value) -> Value {
+    let mut spec = new.clone();
+    for kind in ["containers", "initContainers"] {
+        for (index, old) in list(old, kind).iter().enumerate() {
+            spec[kind][index]["image"] = old["image"].clone();
         }
     }
-    let kept = list(old_spec, "tolerations").iter().all(|toleration| list(&new["spec"], "tolerations").contains(toleration));
-    if !kept {
+    let mut mutable = vec!["activeDeadlineSeconds", "tolerations", "schedulingGates"];
+    let grace = "terminationGracePeriodSeconds";
+    if old[grace].as_i64().is_some_and(|grace| grace < 0) && new[grace] == 1 {
+        mutable.push(grace);
+    }
+    // As long as nobody looks for a node, the choice may be narrowed.
+    if !list(old, "schedulingGates").is_empty() {
+        if entries(&old["nodeSelector"]).all(|(key, value)| new["nodeSelector"][key] == *value) {
+            mutable.push("nodeSelector");
+        }
+        if narrows(&new["affinity"], &old["affinity"]) {
+            mutable.push("affinity");
+        }
+    }
+    for field in mutable {
+        match &old[field] {
+            Value::Null => remove(&mut spec, field),
+            value => spec[field] = value.clone(),
+        }
+    }
+    for kind in ["containers", "initContainers"] {
+        if spec[kind].is_null() {
+            remove(&mut spec, kind);
+        }
+    }
+    spec
+}
+
+/// Whether `new` chooses no node that `old` does not choose: a required term may be added where there was none, and
+/// each term may demand more.
+fn narrows(new: &Value, old: &Value) -> bool {
+    let terms = |affinity: &Value| {
+        let required = &affinity["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+        list(required, "nodeSelectorTerms").to_vec()
+    };
+    let others =
+        |affinity: &Value| ["podAffinity", "podAntiAffinity"].map(|kind| affinity[kind].clone());
+    let demands_more = |(new, old): (&Value, &Value)| {
+        ["matchExpressions", "matchFields"].iter().all(|kind| {
+            list(old, kind)
+                .iter()
+                .all(|item| list(new, kind).contains(item))
+        })
+    };
+    let (new_terms, old_terms) = (terms(new), terms(old));
+    let narrower = old_terms.is_empty()
+        || new_terms.len() == old_terms.len() && new_terms.iter().zip(&old_terms).all(demands_more);
+    narrower && others(new) == others(old)
+}
+
+/// Tolerations may be added, and those there are may be given other seconds.
+fn tolerations(new: &Value, old: &Value, faults: &mut Vec<Fault>) {
+    let timeless = |toleration: &Value| {
+        let mut toleration = toleration.clone();
+        remove(&mut toleration, "tolerationSeconds");
+        toleration
+    };
+    let there: Vec<Value> = list(new, "tolerations").iter().map(timeless).collect();
+    if !list(old, "tolerations")
+        .iter()
+        .all(|toleration| there.contains(&timeless(toleration)))
+    {
         let text = "existing toleration can not be modified except its tolerationSeconds";
         faults.push(Fault::forbidden(SPEC.child("tolerations"), text));
-    }
-    for gate in list(&new["spec"], "schedulingGates") {
-        if !list(old_spec, "schedulingGates").contains(gate) {
-            let text = format!("only deletion is allowed, but found new scheduling gate '{}'", text(gate, "name"));
-            faults.push(Fault::forbidden(SPEC.child("schedulingGates"), text));
-        }
-    }
-    if allowed != *old_spec {
-        faults.push(Fault::forbidden(SPEC, MUTABLE));
     }
 }
 
@@ -108,9 +172,17 @@ fn deadline(new: &Value, old: &Value, faults: &mut Vec<Fault>) {
     let (new, old) = (&new["activeDeadlineSeconds"], &old["activeDeadlineSeconds"]);
     match (new.as_i64(), old.as_i64()) {
         (Some(new), Some(old)) if new > old => {
-            faults.push(Fault::invalid(path, new, format!("must be less than or equal to previous value of {old}")));
+            faults.push(Fault::invalid(
+                path,
+                new,
+                format!("must be less than or equal to previous value of {old}"),
+            ));
         }
-        (None, Some(_)) => faults.push(Fault::invalid(path, Value::Null, "must not update from a positive integer to nil value")),
+        (None, Some(_)) => faults.push(Fault::invalid(
+            path,
+            Value::Null,
+            "must not update from a positive integer to nil value",
+        )),
         _ => {}
     }
 }
@@ -120,7 +192,9 @@ fn qos_class(spec: &Value) -> &'static str {
     let amounts = |resources: &Value, kind: &str| -> Vec<(String, Quantity)> {
         entries(&resources[kind])
             .filter(|(name, _)| ["cpu", "memory"].contains(&name.as_str()))
-            .filter_map(|(name, amount)| Some((name.clone(), amount.as_str()?.parse::<Quantity>().ok()?)))
+            .filter_map(|(name, amount)| {
+                Some((name.clone(), amount.as_str()?.parse::<Quantity>().ok()?))
+            })
             .filter(|(_, amount)| amount.nanos() > 0)
             .collect()
     };
@@ -128,11 +202,15 @@ fn qos_class(spec: &Value) -> &'static str {
     let containers: Vec<&Value> = match whole.is_object() {
         true => vec![whole],
         false => {
-            let all = list(spec, "initContainers").iter().chain(list(spec, "containers"));
+            let all = list(spec, "initContainers")
+                .iter()
+                .chain(list(spec, "containers"));
             all.map(|container| &container["resources"]).collect()
         }
     };
-    let promised = |resources: &&Value| !amounts(resources, "requests").is_empty() || !amounts(resources, "limits").is_empty();
+    let promised = |resources: &&Value| {
+        !amounts(resources, "requests").is_empty() || !amounts(resources, "limits").is_empty()
+    };
     if !containers.iter().any(promised) {
         return "BestEffort";
     }
@@ -140,7 +218,11 @@ fn qos_class(spec: &Value) -> &'static str {
         let limits = amounts(resources, "limits");
         limits.len() == 2 && limits == amounts(resources, "requests")
     };
-    if containers.iter().all(guaranteed) { "Guaranteed" } else { "Burstable" }
+    if containers.iter().all(guaranteed) {
+        "Guaranteed"
+    } else {
+        "Burstable"
+    }
 }
 
 fn fields(pod: &Value) -> Vec<(&'static str, String)> {
@@ -150,11 +232,23 @@ fn fields(pod: &Value) -> Vec<(&'static str, String)> {
         ("spec.nodeName", text(spec, "nodeName").to_owned()),
         ("spec.restartPolicy", text(spec, "restartPolicy").to_owned()),
         ("spec.schedulerName", text(spec, "schedulerName").to_owned()),
-        ("spec.serviceAccountName", text(spec, "serviceAccountName").to_owned()),
+        (
+            "spec.serviceAccountName",
+            text(spec, "serviceAccountName").to_owned(),
+        ),
         ("spec.hostNetwork", host_network.to_string()),
         ("status.phase", text(status, "phase").to_owned()),
         ("status.podIP", text(status, "podIP").to_owned()),
-        ("status.podIPs", list(status, "podIPs").first().map(|address| text(address, "ip").to_owned()).unwrap_or_default()),
-        ("status.nominatedNodeName", text(status, "nominatedNodeName").to_owned()),
+        (
+            "status.podIPs",
+            list(status, "podIPs")
+                .first()
+                .map(|address| text(address, "ip").to_owned())
+                .unwrap_or_default(),
+        ),
+        (
+            "status.nominatedNodeName",
+            text(status, "nominatedNodeName").to_owned(),
+        ),
     ]
 }

@@ -55,7 +55,11 @@ pub(crate) fn pod_spec(spec: &mut Value) {
 
 /// The items of a list, to be changed.
 fn items<'a>(object: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
-    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
+    object
+        .get_mut(field)
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
 }
 
 fn each_container(spec: &mut Value, mut change: impl FnMut(&mut Value)) {
@@ -92,7 +96,12 @@ fn container(container: &mut Value) {
 }
 
 fn probe(probe: &mut Value) {
-    for (field, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (field, value) in [
+        ("timeoutSeconds", 1),
+        ("periodSeconds", 10),
+        ("successThreshold", 1),
+        ("failureThreshold", 3),
+    ] {
         fill(probe, field, value);
     }
     http_get(probe);
@@ -110,8 +119,14 @@ fn http_get(handler: &mut Value) {
 
 /// Finer than a thousandth is no resource.
 fn round_up(amounts: &mut Value) {
-    for amount in amounts.as_object_mut().into_iter().flat_map(|amounts| amounts.values_mut()) {
-        if let Some(quantity) = amount.as_str().and_then(|text| text.parse::<Quantity>().ok())
+    for amount in amounts
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|amounts| amounts.values_mut())
+    {
+        if let Some(quantity) = amount
+            .as_str()
+            .and_then(|text| text.parse::<Quantity>().ok())
             && quantity.nanos() % 1_000_000 != 0
         {
             *amount = Quantity::milli(quantity.milli_value()).to_string().into();
@@ -120,8 +135,9 @@ fn round_up(amounts: &mut Value) {
 }
 
 fn requests_from_limits(resources: &mut Value) {
-    let limits: Vec<(String, Value)> =
-        entries(&resources["limits"]).map(|(name, amount)| (name.clone(), amount.clone())).collect();
+    let limits: Vec<(String, Value)> = entries(&resources["limits"])
+        .map(|(name, amount)| (name.clone(), amount.clone()))
+        .collect();
     for (name, amount) in limits {
         if resources["requests"][&name].is_null() {
             resources["requests"][&name] = amount;
@@ -134,20 +150,36 @@ fn requests_from_limits(resources: &mut Value) {
 
 /// A pod's own requests: the sum over its containers where they ask for something, else the pod's limit.
 fn pod_requests(spec: &mut Value) {
-    let Some(limits) = spec.pointer("/resources/limits").and_then(Value::as_object).cloned() else { return };
+    let Some(limits) = spec
+        .pointer("/resources/limits")
+        .and_then(Value::as_object)
+        .cloned()
+    else {
+        return;
+    };
     for (name, limit) in limits {
         let of_pods = ["cpu", "memory"].contains(&name.as_str()) || name.starts_with("hugepages-");
         if !of_pods || !spec["resources"]["requests"][&name].is_null() {
             continue;
         }
-        let asked = |container: &Value| container["resources"]["requests"][&name].as_str()?.parse::<Quantity>().ok();
-        let sum = list(spec, "containers").iter().filter_map(asked).reduce(|left, right| left + right);
+        let asked = |container: &Value| {
+            container["resources"]["requests"][&name]
+                .as_str()?
+                .parse::<Quantity>()
+                .ok()
+        };
+        let sum = list(spec, "containers")
+            .iter()
+            .filter_map(asked)
+            .reduce(|left, right| left + right);
         spec["resources"]["requests"][&name] = sum.map_or(limit, |sum| sum.to_string().into());
     }
 }
 
 fn volume(volume: &mut Value) {
-    let Value::Object(sources) = volume else { return };
+    let Value::Object(sources) = volume else {
+        return;
+    };
     if !sources.keys().any(|field| field != "name") {
         sources.insert("emptyDir".to_owned(), json!({}));
     }
@@ -187,7 +219,10 @@ fn downward_items(source: &mut Value) {
 }
 
 fn projection(source: &mut Value) {
-    if let Some(token) = source.get_mut("serviceAccountToken").filter(|token| token.is_object()) {
+    if let Some(token) = source
+        .get_mut("serviceAccountToken")
+        .filter(|token| token.is_object())
+    {
         fill(token, "expirationSeconds", 3600);
     }
     if let Some(downward) = source.get_mut("downwardAPI") {
@@ -211,11 +246,18 @@ fn tag(image: &str) -> Option<&str> {
     };
     let path_start = name.rfind('/').map_or(0, |slash| slash + 1);
     let (repository, tag) = match name[path_start..].find(':') {
-        Some(colon) => (&name[..path_start + colon], Some(&name[path_start + colon + 1..])),
+        Some(colon) => (
+            &name[..path_start + colon],
+            Some(&name[path_start + colon + 1..]),
+        ),
         None => (name, None),
     };
     let (domain, path) = match repository.split_once('/') {
-        Some((domain, path)) if domain.contains(['.', ':']) || domain == "localhost" || domain.chars().any(char::is_uppercase) => {
+        Some((domain, path))
+            if domain.contains(['.', ':'])
+                || domain == "localhost"
+                || domain.chars().any(char::is_uppercase) =>
+        {
             (domain, path)
         }
         _ => ("", repository),
@@ -223,9 +265,16 @@ fn tag(image: &str) -> Option<&str> {
     let domain_symbol = |symbol: char| symbol.is_ascii_alphanumeric() || ".:-[]".contains(symbol);
     let tag_symbol = |symbol: char| symbol.is_ascii_alphanumeric() || "_.-".contains(symbol);
     let good_tag = |tag: &str| {
-        !tag.is_empty() && tag.len() <= 128 && tag.chars().all(tag_symbol) && !tag.starts_with(['.', '-'])
+        !tag.is_empty()
+            && tag.len() <= 128
+            && tag.chars().all(tag_symbol)
+            && !tag.starts_with(['.', '-'])
     };
-    let good_digest = |digest: &str| digest.split_once(':').is_some_and(|(_, hex)| hex.len() >= 32);
+    let good_digest = |digest: &str| {
+        digest
+            .split_once(':')
+            .is_some_and(|(_, hex)| hex.len() >= 32)
+    };
     let valid = path.split('/').all(is_path_part)
         && repository.len() <= 255
         && domain.chars().all(domain_symbol)
@@ -243,8 +292,14 @@ fn tag(image: &str) -> Option<&str> {
 fn is_path_part(part: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let edges = part.bytes().next().is_some_and(plain) && part.bytes().last().is_some_and(plain);
-    let joined = part.bytes().all(|byte| plain(byte) || b"._-".contains(&byte));
-    edges && joined && !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"].iter().any(|pair| part.contains(pair))
+    let joined = part
+        .bytes()
+        .all(|byte| plain(byte) || b"._-".contains(&byte));
+    edges
+        && joined
+        && !["..", "___", "._", "_.", ".-", "-.", "_-", "-_"]
+            .iter()
+            .any(|pair| part.contains(pair))
 }
 
 #[cfg(test)]
@@ -253,13 +308,17 @@ mod tests {
 
     #[test]
     fn images_without_a_fixed_tag_are_always_pulled() {
-        let check = |image: &str, expected: &str| assert_eq!(pull_policy(image), expected, "{image}");
+        let check =
+            |image: &str, expected: &str| assert_eq!(pull_policy(image), expected, "{image}");
         check("nginx", "Always");
         check("nginx:latest", "Always");
         check("nginx:1.25", "IfNotPresent");
         check("registry:5000/team/app", "Always");
         check("registry:5000/team/app:v1", "IfNotPresent");
-        check("nginx@sha256:1111111111111111111111111111111111111111111111111111111111111111", "IfNotPresent");
+        check(
+            "nginx@sha256:1111111111111111111111111111111111111111111111111111111111111111",
+            "IfNotPresent",
+        );
         check("", "IfNotPresent");
         check("UPPER", "IfNotPresent");
     }

@@ -8,24 +8,36 @@ use super::container::{self, PodFacts};
 use super::scheduling::{self, within};
 use super::{resources, security, volume};
 use crate::fault::{Fault, Path};
-use crate::metadata::{NOT_NEGATIVE, validate_annotations, validate_labels};
 use crate::labels::validate_selector;
+use crate::metadata::{NOT_NEGATIVE, validate_annotations, validate_labels};
 use crate::names;
 use crate::read::{flag, list, text};
 
 /// All faults of a pod's spec.
 pub(crate) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let volumes = volume::validate(spec, path.child("volumes"), faults);
-    claims(list(spec, "resourceClaims"), path.child("resourceClaims"), faults);
+    claims(
+        list(spec, "resourceClaims"),
+        path.child("resourceClaims"),
+        faults,
+    );
     let facts = PodFacts {
         volumes,
-        claims: list(spec, "resourceClaims").iter().map(|claim| text(claim, "name")).filter(|name| !name.is_empty()).collect(),
+        claims: list(spec, "resourceClaims")
+            .iter()
+            .map(|claim| text(claim, "name"))
+            .filter(|name| !name.is_empty())
+            .collect(),
         host_network: flag(spec, "hostNetwork"),
     };
     container::validate_all(spec, &facts, path, faults);
     resources::pod(&spec["resources"], path.child("resources"), faults);
     words(spec, path, faults);
-    security::pod(&spec["securityContext"], path.child("securityContext"), faults);
+    security::pod(
+        &spec["securityContext"],
+        path.child("securityContext"),
+        faults,
+    );
     scheduling::validate(spec, path, faults);
     gates(spec, path, faults);
     dns_config(spec, path.child("dnsConfig"), faults);
@@ -37,7 +49,11 @@ pub(crate) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         match os {
             "" => faults.push(Fault::required(path.child("os.name"), "")),
             "linux" | "windows" => {}
-            other => faults.push(Fault::not_supported(path.child("os"), other, &["linux", "windows"])),
+            other => faults.push(Fault::not_supported(
+                path.child("os"),
+                other,
+                &["linux", "windows"],
+            )),
         }
     }
 }
@@ -49,7 +65,11 @@ fn words(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         "Always" | "OnFailure" | "Never" => {}
         "" => faults.push(Fault::required(path.child("restartPolicy"), "")),
         other => {
-            faults.push(Fault::not_supported(path.child("restartPolicy"), other, &["Always", "OnFailure", "Never"]));
+            faults.push(Fault::not_supported(
+                path.child("restartPolicy"),
+                other,
+                &["Always", "OnFailure", "Never"],
+            ));
         }
     }
     let policy = text(spec, "dnsPolicy");
@@ -62,13 +82,22 @@ fn words(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let policy = text(spec, "preemptionPolicy");
     let known = ["Never", "PreemptLowerPriority"];
     if !spec["preemptionPolicy"].is_null() && !known.contains(&policy) {
-        faults.push(Fault::not_supported(path.child("preemptionPolicy"), policy, &known));
+        faults.push(Fault::not_supported(
+            path.child("preemptionPolicy"),
+            policy,
+            &known,
+        ));
     }
 }
 
 /// Fields that hold names.
 fn named(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
-    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
+    for field in [
+        "serviceAccountName",
+        "nodeName",
+        "priorityClassName",
+        "runtimeClassName",
+    ] {
         let name = text(spec, field);
         if name.is_empty() && (field != "runtimeClassName" || spec[field].is_null()) {
             continue;
@@ -84,18 +113,39 @@ fn named(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         }
     }
     if flag(spec, "hostNetwork") && spec["hostUsers"] == false {
-        faults.push(Fault::forbidden(path.child("hostUsers"), "when `hostNetwork` is true"));
+        faults.push(Fault::forbidden(
+            path.child("hostUsers"),
+            "when `hostNetwork` is true",
+        ));
     }
     if flag(spec, "shareProcessNamespace") && flag(spec, "hostPID") {
         let text = "ShareProcessNamespace and HostPID cannot both be enabled";
-        faults.push(Fault::invalid(path.child("shareProcessNamespace"), true, text));
+        faults.push(Fault::invalid(
+            path.child("shareProcessNamespace"),
+            true,
+            text,
+        ));
     }
 }
 
 fn numbers(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
-    within(spec, "activeDeadlineSeconds", 1, i64::from(i32::MAX), path, faults);
-    if let Some(grace) = spec["terminationGracePeriodSeconds"].as_i64().filter(|grace| *grace < 0) {
-        faults.push(Fault::invalid(path.child("terminationGracePeriodSeconds"), grace, NOT_NEGATIVE));
+    within(
+        spec,
+        "activeDeadlineSeconds",
+        1,
+        i64::from(i32::MAX),
+        path,
+        faults,
+    );
+    if let Some(grace) = spec["terminationGracePeriodSeconds"]
+        .as_i64()
+        .filter(|grace| *grace < 0)
+    {
+        faults.push(Fault::invalid(
+            path.child("terminationGracePeriodSeconds"),
+            grace,
+            NOT_NEGATIVE,
+        ));
     }
 }
 
@@ -105,7 +155,9 @@ fn gates(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         let kind = text(gate, "conditionType");
         let path = list_path.index(index);
         let problems = names::qualified_name(kind).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("conditionType"), kind, problem)));
+        faults.extend(
+            problems.map(|problem| Fault::invalid(path.child("conditionType"), kind, problem)),
+        );
     }
     let list_path = path.child("schedulingGates");
     let mut seen = BTreeSet::new();
@@ -132,9 +184,16 @@ fn claims(claims: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
             if problems.is_empty() && !seen.insert(name) {
                 faults.push(Fault::duplicate(path.child("name"), name));
             }
-            faults.extend(problems.into_iter().map(|problem| Fault::invalid(path.child("name"), name, problem)));
+            faults.extend(
+                problems
+                    .into_iter()
+                    .map(|problem| Fault::invalid(path.child("name"), name, problem)),
+            );
         }
-        match (claim["resourceClaimName"].is_null(), claim["resourceClaimTemplateName"].is_null()) {
+        match (
+            claim["resourceClaimName"].is_null(),
+            claim["resourceClaimTemplateName"].is_null(),
+        ) {
             (false, false) => {
                 let text = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
                 faults.push(Fault::invalid(path, claim.clone(), text).showing(show_claim(claim)));
@@ -148,7 +207,9 @@ fn claims(claims: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
         for field in ["resourceClaimName", "resourceClaimTemplateName"] {
             if let Some(name) = claim[field].as_str() {
                 let problems = names::subdomain_name(name, false).into_iter();
-                faults.extend(problems.map(|problem| Fault::invalid(path.child(field), name, problem)));
+                faults.extend(
+                    problems.map(|problem| Fault::invalid(path.child(field), name, problem)),
+                );
             }
         }
     }
@@ -157,8 +218,13 @@ fn claims(claims: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
 /// A claim as Go prints its internal form.
 fn show_claim(claim: &Value) -> String {
     let name = Value::from(text(claim, "name"));
-    let (claimed, template) = (&claim["resourceClaimName"], &claim["resourceClaimTemplateName"]);
-    format!("{{\"Name\":{name},\"ResourceClaimName\":{claimed},\"ResourceClaimTemplateName\":{template}}}")
+    let (claimed, template) = (
+        &claim["resourceClaimName"],
+        &claim["resourceClaimTemplateName"],
+    );
+    format!(
+        "{{\"Name\":{name},\"ResourceClaimName\":{claimed},\"ResourceClaimTemplateName\":{template}}}"
+    )
 }
 
 fn dns_config(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
@@ -178,30 +244,47 @@ fn dns_config(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         }
     }
     if servers.len() > 3 {
-        faults.push(Fault::invalid(servers_path, Value::from(servers.to_vec()), "must not have more than 3 nameservers"));
+        faults.push(Fault::invalid(
+            servers_path,
+            Value::from(servers.to_vec()),
+            "must not have more than 3 nameservers",
+        ));
     }
     for (index, server) in servers.iter().enumerate() {
         let server = server.as_str().unwrap_or_default();
-        faults.extend(names::ip_address(server).map(|problem| Fault::invalid(servers_path.index(index), server, problem)));
+        faults.extend(
+            names::ip_address(server)
+                .map(|problem| Fault::invalid(servers_path.index(index), server, problem)),
+        );
     }
     let searches = list(config, "searches");
     let searches_path = path.child("searches");
     if searches.len() > 32 {
         let text = "must not have more than 32 search paths";
-        faults.push(Fault::invalid(searches_path, Value::from(searches.to_vec()), text));
+        faults.push(Fault::invalid(
+            searches_path,
+            Value::from(searches.to_vec()),
+            text,
+        ));
     }
     for (index, search) in searches.iter().enumerate() {
         let search = search.as_str().unwrap_or_default();
         if search == "." {
             continue;
         }
-        let problems = names::dns1123_subdomain_with_underscore(search.trim_end_matches('.')).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(searches_path.index(index), search, problem)));
+        let problems =
+            names::dns1123_subdomain_with_underscore(search.trim_end_matches('.')).into_iter();
+        faults.extend(
+            problems.map(|problem| Fault::invalid(searches_path.index(index), search, problem)),
+        );
     }
     let options_path = path.child("options");
     for (index, option) in list(config, "options").iter().enumerate() {
         if text(option, "name").is_empty() {
-            faults.push(Fault::required(options_path.index(index), "must not be empty"));
+            faults.push(Fault::required(
+                options_path.index(index),
+                "must not be empty",
+            ));
         }
     }
 }
@@ -210,11 +293,16 @@ fn host_aliases(aliases: &[Value], path: Path<'_>, faults: &mut Vec<Fault>) {
     for (index, alias) in aliases.iter().enumerate() {
         let path = path.index(index);
         let address = text(alias, "ip");
-        faults.extend(names::ip_address(address).map(|problem| Fault::invalid(path.child("ip"), address, problem)));
+        faults.extend(
+            names::ip_address(address)
+                .map(|problem| Fault::invalid(path.child("ip"), address, problem)),
+        );
         for name in list(alias, "hostnames") {
             let name = name.as_str().unwrap_or_default();
             let problems = names::dns1123_subdomain(name).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(path.child("hostnames"), name, problem)));
+            faults.extend(
+                problems.map(|problem| Fault::invalid(path.child("hostnames"), name, problem)),
+            );
         }
     }
 }
@@ -227,7 +315,10 @@ pub(crate) fn validate_template(template: &Value, path: Path<'_>, faults: &mut V
     validate(&template["spec"], path.child("spec"), faults);
     if !list(&template["spec"], "ephemeralContainers").is_empty() {
         let text = "ephemeral containers not allowed in pod template";
-        faults.push(Fault::forbidden(path.child("spec.ephemeralContainers"), text));
+        faults.push(Fault::forbidden(
+            path.child("spec.ephemeralContainers"),
+            text,
+        ));
     }
 }
 
@@ -243,23 +334,36 @@ pub(crate) fn validate_workload(spec: &Value, path: Path<'_>, kind: &str, faults
     let template_path = path.child("template");
     // An absent selector chooses nothing, an empty one everything; one that is malformed was told of already.
     let chosen = match crate::Selector::from_object(&spec["selector"]) {
-        Ok(Some(selector)) => !is_well_formed(&spec["selector"]) || selector.matches(&template["metadata"]["labels"]),
+        Ok(Some(selector)) => {
+            !is_well_formed(&spec["selector"]) || selector.matches(&template["metadata"]["labels"])
+        }
         Ok(None) => false,
         Err(_) => true,
     };
     if !chosen {
         let text = "`selector` does not match template `labels`";
         let labels = template["metadata"]["labels"].clone();
-        faults.push(Fault::invalid(template_path.child("metadata.labels"), labels, text));
+        faults.push(Fault::invalid(
+            template_path.child("metadata.labels"),
+            labels,
+            text,
+        ));
     }
     validate_template(template, template_path, faults);
     let pod_path = template_path.child("spec");
     let policy = text(&template["spec"], "restartPolicy");
     if policy != "Always" {
-        faults.push(Fault::not_supported(pod_path.child("restartPolicy"), policy, &["Always"]));
+        faults.push(Fault::not_supported(
+            pod_path.child("restartPolicy"),
+            policy,
+            &["Always"],
+        ));
     }
     if !template["spec"]["activeDeadlineSeconds"].is_null() {
         let text = format!("activeDeadlineSeconds in {kind} is not Supported");
-        faults.push(Fault::forbidden(pod_path.child("activeDeadlineSeconds"), text));
+        faults.push(Fault::forbidden(
+            pod_path.child("activeDeadlineSeconds"),
+            text,
+        ));
     }
 }

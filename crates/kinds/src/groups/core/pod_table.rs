@@ -12,9 +12,18 @@ const STATUS: &str = "io.k8s.api.core.v1.PodStatus";
 
 pub(super) const COLUMNS: &[Heading] = &[
     Heading::NAME,
-    Heading::text("Ready", "The aggregate readiness state of this pod for accepting traffic."),
-    Heading::text("Status", "The aggregate status of the containers in this pod."),
-    Heading::text("Restarts", "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted."),
+    Heading::text(
+        "Ready",
+        "The aggregate readiness state of this pod for accepting traffic.",
+    ),
+    Heading::text(
+        "Status",
+        "The aggregate status of the containers in this pod.",
+    ),
+    Heading::text(
+        "Restarts",
+        "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
+    ),
     Heading::AGE,
     Heading::of("IP", STATUS, "podIP").wide(),
     Heading::of("Node", SPEC, "nodeName").wide(),
@@ -25,7 +34,9 @@ pub(super) const COLUMNS: &[Heading] = &[
 pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (&pod["spec"], &pod["status"]);
     let summary = Summary::of(pod);
-    let address = list(status, "podIPs").first().map_or(text(status, "podIP"), |address| text(address, "ip"));
+    let address = list(status, "podIPs")
+        .first()
+        .map_or(text(status, "podIP"), |address| text(address, "ip"));
     vec![
         metadata::name(pod).into(),
         format!("{}/{}", summary.ready, summary.total).into(),
@@ -41,7 +52,10 @@ pub(super) fn cells(pod: &Value, now: Timestamp) -> Vec<Value> {
 
 fn restarts(count: i64, last: Option<Timestamp>, now: Timestamp) -> String {
     match last {
-        Some(last) if count != 0 => format!("{count} ({} ago)", human_duration(now.duration_since(last).as_secs())),
+        Some(last) if count != 0 => format!(
+            "{count} ({} ago)",
+            human_duration(now.duration_since(last).as_secs())
+        ),
         _ => count.to_string(),
     }
 }
@@ -51,12 +65,17 @@ fn gates(spec: &Value, status: &Value) -> String {
     if gates.is_empty() {
         return String::new();
     }
-    let passed = gates.iter().filter(|gate| is_true(status, text(gate, "conditionType"))).count();
+    let passed = gates
+        .iter()
+        .filter(|gate| is_true(status, text(gate, "conditionType")))
+        .count();
     format!("{passed}/{}", gates.len())
 }
 
 fn is_true(status: &Value, condition: &str) -> bool {
-    list(status, "conditions").iter().any(|item| text(item, "type") == condition && text(item, "status") == "True")
+    list(status, "conditions")
+        .iter()
+        .any(|item| text(item, "type") == condition && text(item, "status") == "True")
 }
 
 #[derive(Default)]
@@ -71,8 +90,14 @@ struct Summary {
 impl Summary {
     fn of(pod: &Value) -> Summary {
         let (spec, status) = (&pod["spec"], &pod["status"]);
-        let mut summary = Summary { reason: phase(status), ..Summary::default() };
-        let sidecars = list(spec, "initContainers").iter().filter(|container| is_sidecar(container)).count();
+        let mut summary = Summary {
+            reason: phase(status),
+            ..Summary::default()
+        };
+        let sidecars = list(spec, "initContainers")
+            .iter()
+            .filter(|container| is_sidecar(container))
+            .count();
         summary.total = list(spec, "containers").len() + sidecars;
         let initializing = summary.initialize(spec, status);
         if !initializing || is_true(status, "Initialized") {
@@ -94,13 +119,18 @@ impl Summary {
         let mut waiting_for = None;
         let containers = list(spec, "initContainers");
         for (index, container) in list(status, "initContainerStatuses").iter().enumerate() {
-            let declared = containers.iter().find(|declared| declared["name"] == container["name"]);
+            let declared = containers
+                .iter()
+                .find(|declared| declared["name"] == container["name"]);
             let sidecar = declared.is_some_and(is_sidecar);
             count(container, &mut all);
             if sidecar {
                 count(container, &mut of_sidecars);
             }
-            let (terminated, waiting) = (&container["state"]["terminated"], &container["state"]["waiting"]);
+            let (terminated, waiting) = (
+                &container["state"]["terminated"],
+                &container["state"]["waiting"],
+            );
             if terminated.is_object() && terminated["exitCode"].as_i64().unwrap_or(0) == 0 {
                 continue;
             }
@@ -134,7 +164,10 @@ impl Summary {
             let mut counted = (self.restarts, self.restarted);
             count(container, &mut counted);
             (self.restarts, self.restarted) = counted;
-            let (waiting, terminated) = (text(&container["state"]["waiting"], "reason"), &container["state"]["terminated"]);
+            let (waiting, terminated) = (
+                text(&container["state"]["waiting"], "reason"),
+                &container["state"]["terminated"],
+            );
             if !waiting.is_empty() {
                 self.reason = waiting.to_owned();
             } else if terminated.is_object() {
@@ -145,15 +178,20 @@ impl Summary {
             }
         }
         if self.reason == "Completed" && running {
-            self.reason = if is_true(status, "Ready") { "Running" } else { "NotReady" }.to_owned();
+            self.reason = if is_true(status, "Ready") {
+                "Running"
+            } else {
+                "NotReady"
+            }
+            .to_owned();
         }
     }
 }
 
 fn phase(status: &Value) -> String {
-    let gated = list(status, "conditions")
-        .iter()
-        .any(|condition| text(condition, "type") == "PodScheduled" && text(condition, "reason") == "SchedulingGated");
+    let gated = list(status, "conditions").iter().any(|condition| {
+        text(condition, "type") == "PodScheduled" && text(condition, "reason") == "SchedulingGated"
+    });
     match text(status, "reason") {
         _ if gated => "SchedulingGated".to_owned(),
         "" => text(status, "phase").to_owned(),
@@ -190,7 +228,12 @@ mod tests {
         let pod = json!({"metadata": {"name": "p"}, "spec": spec, "status": status});
         let now = "2024-01-01T00:10:00Z".parse().expect("a time");
         let cells = cells(&pod, now);
-        let words: Vec<&str> = cells.iter().skip(1).take(3).filter_map(Value::as_str).collect();
+        let words: Vec<&str> = cells
+            .iter()
+            .skip(1)
+            .take(3)
+            .filter_map(Value::as_str)
+            .collect();
         assert_eq!(words, expected, "{status}", status = pod["status"]);
     }
 
@@ -199,10 +242,26 @@ mod tests {
         let one = || json!({"containers": [{"name": "c"}]});
         let state = |state: Value, ready: bool| json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": ready, "restartCount": 0, "state": state}]});
         check(one(), json!({"phase": "Pending"}), &["0/1", "Pending", "0"]);
-        check(one(), state(json!({"running": {}}), true), &["1/1", "Running", "0"]);
-        check(one(), state(json!({"waiting": {"reason": "CrashLoopBackOff"}}), false), &["0/1", "CrashLoopBackOff", "0"]);
-        check(one(), state(json!({"terminated": {"exitCode": 3}}), false), &["0/1", "ExitCode:3", "0"]);
-        check(one(), state(json!({"terminated": {"signal": 9, "exitCode": 137}}), false), &["0/1", "Signal:9", "0"]);
+        check(
+            one(),
+            state(json!({"running": {}}), true),
+            &["1/1", "Running", "0"],
+        );
+        check(
+            one(),
+            state(json!({"waiting": {"reason": "CrashLoopBackOff"}}), false),
+            &["0/1", "CrashLoopBackOff", "0"],
+        );
+        check(
+            one(),
+            state(json!({"terminated": {"exitCode": 3}}), false),
+            &["0/1", "ExitCode:3", "0"],
+        );
+        check(
+            one(),
+            state(json!({"terminated": {"signal": 9, "exitCode": 137}}), false),
+            &["0/1", "Signal:9", "0"],
+        );
         let restarted = json!({"phase": "Running", "containerStatuses": [{"name": "c", "ready": true, "restartCount": 2, "state": {"running": {}}, "lastState": {"terminated": {"finishedAt": "2024-01-01T00:09:55Z"}}}]});
         check(one(), restarted, &["1/1", "Running", "2 (5s ago)"]);
     }
@@ -211,9 +270,25 @@ mod tests {
     fn containers_that_run_first_show_while_they_do() {
         let spec = || json!({"initContainers": [{"name": "i"}, {"name": "j"}], "containers": [{"name": "c"}]});
         let first = |state: Value| json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "restartCount": 1, "state": state}, {"name": "j", "state": {"waiting": {"reason": "PodInitializing"}}}]});
-        check(spec(), first(json!({"running": {}})), &["0/1", "Init:0/2", "1"]);
-        check(spec(), first(json!({"terminated": {"exitCode": 0}})), &["0/1", "Init:1/2", "1"]);
-        check(spec(), first(json!({"terminated": {"exitCode": 1, "reason": "Error"}})), &["0/1", "Init:Error", "1"]);
-        check(spec(), first(json!({"waiting": {"reason": "CrashLoopBackOff"}})), &["0/1", "Init:CrashLoopBackOff", "1"]);
+        check(
+            spec(),
+            first(json!({"running": {}})),
+            &["0/1", "Init:0/2", "1"],
+        );
+        check(
+            spec(),
+            first(json!({"terminated": {"exitCode": 0}})),
+            &["0/1", "Init:1/2", "1"],
+        );
+        check(
+            spec(),
+            first(json!({"terminated": {"exitCode": 1, "reason": "Error"}})),
+            &["0/1", "Init:Error", "1"],
+        );
+        check(
+            spec(),
+            first(json!({"waiting": {"reason": "CrashLoopBackOff"}})),
+            &["0/1", "Init:CrashLoopBackOff", "1"],
+        );
     }
 }

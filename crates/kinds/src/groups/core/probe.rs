@@ -11,8 +11,15 @@ use crate::read::{list, text};
 /// A liveness or startup probe.
 pub(super) fn liveness(probe: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     validate(probe, path, faults);
-    if let Some(threshold) = probe["successThreshold"].as_i64().filter(|threshold| *threshold != 1) {
-        faults.push(Fault::invalid(path.child("successThreshold"), threshold, "must be 1"));
+    if let Some(threshold) = probe["successThreshold"]
+        .as_i64()
+        .filter(|threshold| *threshold != 1)
+    {
+        faults.push(Fault::invalid(
+            path.child("successThreshold"),
+            threshold,
+            "must be 1",
+        ));
     }
 }
 
@@ -22,7 +29,11 @@ pub(super) fn readiness(probe: &Value, path: Path<'_>, faults: &mut Vec<Fault>) 
     let grace = &probe["terminationGracePeriodSeconds"];
     if !grace.is_null() {
         let path = path.child("terminationGracePeriodSeconds");
-        faults.push(Fault::invalid(path, grace.clone(), "must not be set for readinessProbes"));
+        faults.push(Fault::invalid(
+            path,
+            grace.clone(),
+            "must not be set for readinessProbes",
+        ));
     }
 }
 
@@ -30,14 +41,32 @@ fn validate(probe: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     if !probe.is_object() {
         return;
     }
-    handler(probe, &["exec", "httpGet", "tcpSocket", "grpc"], path, faults);
-    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    handler(
+        probe,
+        &["exec", "httpGet", "tcpSocket", "grpc"],
+        path,
+        faults,
+    );
+    for field in [
+        "initialDelaySeconds",
+        "timeoutSeconds",
+        "periodSeconds",
+        "successThreshold",
+        "failureThreshold",
+    ] {
         if let Some(number) = probe[field].as_i64().filter(|number| *number < 0) {
             faults.push(Fault::invalid(path.child(field), number, NOT_NEGATIVE));
         }
     }
-    if let Some(grace) = probe["terminationGracePeriodSeconds"].as_i64().filter(|grace| *grace <= 0) {
-        faults.push(Fault::invalid(path.child("terminationGracePeriodSeconds"), grace, "must be greater than 0"));
+    if let Some(grace) = probe["terminationGracePeriodSeconds"]
+        .as_i64()
+        .filter(|grace| *grace <= 0)
+    {
+        faults.push(Fault::invalid(
+            path.child("terminationGracePeriodSeconds"),
+            grace,
+            "must be greater than 0",
+        ));
     }
 }
 
@@ -45,7 +74,12 @@ fn validate(probe: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
 pub(super) fn lifecycle(lifecycle: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     for hook in ["postStart", "preStop"] {
         if lifecycle[hook].is_object() {
-            handler(&lifecycle[hook], &["exec", "httpGet", "tcpSocket", "sleep"], path.child(hook), faults);
+            handler(
+                &lifecycle[hook],
+                &["exec", "httpGet", "tcpSocket", "sleep"],
+                path.child(hook),
+                faults,
+            );
         }
     }
     if !lifecycle["stopSignal"].is_null() {
@@ -58,13 +92,18 @@ fn handler(holder: &Value, known: &[&str], path: Path<'_>, faults: &mut Vec<Faul
     let mut handlers = 0;
     for name in known.iter().filter(|name| holder[**name].is_object()) {
         if handlers > 0 {
-            faults.push(Fault::forbidden(path.child(name), "may not specify more than 1 handler type"));
+            faults.push(Fault::forbidden(
+                path.child(name),
+                "may not specify more than 1 handler type",
+            ));
             continue;
         }
         handlers += 1;
         let (handler, path) = (&holder[*name], path.child(name));
         match *name {
-            "exec" if list(handler, "command").is_empty() => faults.push(Fault::required(path.child("command"), "")),
+            "exec" if list(handler, "command").is_empty() => {
+                faults.push(Fault::required(path.child("command"), ""))
+            }
             "httpGet" => http_get(handler, path, faults),
             "tcpSocket" => container::port(&handler["port"], path.child("port"), faults),
             "grpc" => container::port(&handler["port"], path.child("port"), faults),
@@ -92,11 +131,17 @@ fn http_get(handler: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     container::port(&handler["port"], path.child("port"), faults);
     let scheme = text(handler, "scheme");
     if !["HTTP", "HTTPS"].contains(&scheme) {
-        faults.push(Fault::not_supported(path.child("scheme"), scheme, &["HTTP", "HTTPS"]));
+        faults.push(Fault::not_supported(
+            path.child("scheme"),
+            scheme,
+            &["HTTP", "HTTPS"],
+        ));
     }
     for header in list(handler, "httpHeaders") {
         let name = text(header, "name");
         let problems = names::http_header(name).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("httpHeaders"), name, problem)));
+        faults.extend(
+            problems.map(|problem| Fault::invalid(path.child("httpHeaders"), name, problem)),
+        );
     }
 }

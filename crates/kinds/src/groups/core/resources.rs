@@ -11,7 +11,12 @@ const OF_CONTAINERS: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
 const STANDARD: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "storage"];
 
 /// `resources` of a container; `claims` are the names that the pod has.
-pub(super) fn container(resources: &Value, claims: &[&str], path: Path<'_>, faults: &mut Vec<Fault>) {
+pub(super) fn container(
+    resources: &Value,
+    claims: &[&str],
+    path: Path<'_>,
+    faults: &mut Vec<Fault>,
+) {
     for kind in ["limits", "requests"] {
         let kind_path = path.child(kind);
         for (name, amount) in entries(&resources[kind]) {
@@ -20,8 +25,10 @@ pub(super) fn container(resources: &Value, claims: &[&str], path: Path<'_>, faul
         }
     }
     requests_within_limits(resources, path, faults);
-    let huge = |kind: &str| entries(&resources[kind]).any(|(name, _)| name.starts_with("hugepages-"));
-    let plain = |kind: &str| !resources[kind]["cpu"].is_null() || !resources[kind]["memory"].is_null();
+    let huge =
+        |kind: &str| entries(&resources[kind]).any(|(name, _)| name.starts_with("hugepages-"));
+    let plain =
+        |kind: &str| !resources[kind]["cpu"].is_null() || !resources[kind]["memory"].is_null();
     if (huge("limits") || huge("requests")) && !plain("limits") && !plain("requests") {
         faults.push(Fault::forbidden(path, "HugePages require cpu or memory"));
     }
@@ -35,8 +42,15 @@ pub(super) fn pod(resources: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         for (name, amount) in entries(&resources[kind]) {
             let path = kind_path.key(name);
             resource_name(name, path, faults);
-            if !["cpu", "memory"].contains(&name.as_str()) && !name.starts_with("hugepages-") && (STANDARD.contains(&name.as_str()) || name.contains('/')) {
-                faults.push(Fault::not_supported(path, name.as_str(), &["cpu", "hugepages-", "memory"]));
+            if !["cpu", "memory"].contains(&name.as_str())
+                && !name.starts_with("hugepages-")
+                && (STANDARD.contains(&name.as_str()) || name.contains('/'))
+            {
+                faults.push(Fault::not_supported(
+                    path,
+                    name.as_str(),
+                    &["cpu", "hugepages-", "memory"],
+                ));
             }
             self::amount(name, amount, path, faults);
         }
@@ -47,9 +61,21 @@ pub(super) fn pod(resources: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
 fn resource_name(name: &str, path: Path<'_>, faults: &mut Vec<Fault>) {
     let problems = names::qualified_name(name);
     let malformed = !problems.is_empty();
-    faults.extend(problems.into_iter().map(|problem| Fault::invalid(path, name, problem)));
-    if !malformed && !name.contains('/') && !STANDARD.contains(&name) && !name.starts_with("hugepages-") {
-        faults.push(Fault::invalid(path, name, "must be a standard resource type or fully qualified"));
+    faults.extend(
+        problems
+            .into_iter()
+            .map(|problem| Fault::invalid(path, name, problem)),
+    );
+    if !malformed
+        && !name.contains('/')
+        && !STANDARD.contains(&name)
+        && !name.starts_with("hugepages-")
+    {
+        faults.push(Fault::invalid(
+            path,
+            name,
+            "must be a standard resource type or fully qualified",
+        ));
     }
 }
 
@@ -57,10 +83,18 @@ fn container_resource_name(name: &str, path: Path<'_>, faults: &mut Vec<Fault>) 
     resource_name(name, path, faults);
     if !name.contains('/') {
         if !OF_CONTAINERS.contains(&name) && !name.starts_with("hugepages-") {
-            faults.push(Fault::invalid(path, name, "must be a standard resource for containers"));
+            faults.push(Fault::invalid(
+                path,
+                name,
+                "must be a standard resource for containers",
+            ));
         }
     } else if is_native(name) && name != "kubernetes.io/batch-cpu" {
-        faults.push(Fault::invalid(path, name, "doesn't follow extended resource name standard"));
+        faults.push(Fault::invalid(
+            path,
+            name,
+            "doesn't follow extended resource name standard",
+        ));
     }
 }
 
@@ -72,7 +106,9 @@ fn is_native(name: &str) -> bool {
 /// An amount of something; some things come whole only.
 pub(super) fn amount(name: &str, amount: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let shown = amount.as_str().unwrap_or("0");
-    let Ok(quantity) = shown.parse::<Quantity>() else { return };
+    let Ok(quantity) = shown.parse::<Quantity>() else {
+        return;
+    };
     if quantity.nanos() < 0 {
         faults.push(Fault::invalid(path, shown, NOT_NEGATIVE));
     }
@@ -91,13 +127,22 @@ fn requests_within_limits(resources: &Value, path: Path<'_>, faults: &mut Vec<Fa
     let requests_path = path.child("requests");
     for (name, request) in entries(&resources["requests"]) {
         let limit = resources["limits"][name].as_str();
-        let (Some(request), parsed) = (request.as_str(), limit.and_then(|limit| limit.parse::<Quantity>().ok())) else {
+        let (Some(request), parsed) = (
+            request.as_str(),
+            limit.and_then(|limit| limit.parse::<Quantity>().ok()),
+        ) else {
             continue;
         };
-        let Ok(amount) = request.parse::<Quantity>() else { continue };
+        let Ok(amount) = request.parse::<Quantity>() else {
+            continue;
+        };
         match (limit, parsed) {
             (Some(limit), Some(parsed)) if is_exact(name) && amount != parsed => {
-                faults.push(Fault::invalid(requests_path, request, format!("must be equal to {name} limit of {limit}")));
+                faults.push(Fault::invalid(
+                    requests_path,
+                    request,
+                    format!("must be equal to {name} limit of {limit}"),
+                ));
             }
             (Some(limit), Some(parsed)) if !is_exact(name) && amount > parsed => {
                 let text = format!("must be less than or equal to {name} limit of {limit}");

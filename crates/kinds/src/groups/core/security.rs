@@ -10,7 +10,10 @@ use crate::read::{flag, list, text};
 const ID_LIMIT: i64 = i32::MAX as i64;
 
 fn id(holder: &Value, field: &str, path: Path<'_>, faults: &mut Vec<Fault>) {
-    if let Some(id) = holder[field].as_i64().filter(|id| !(0..=ID_LIMIT).contains(id)) {
+    if let Some(id) = holder[field]
+        .as_i64()
+        .filter(|id| !(0..=ID_LIMIT).contains(id))
+    {
         faults.push(Fault::invalid(path.child(field), id, between(0, ID_LIMIT)));
     }
 }
@@ -24,21 +27,40 @@ pub(super) fn container(context: &Value, path: Path<'_>, faults: &mut Vec<Fault>
     id(context, "runAsGroup", path, faults);
     let proc_mount = text(context, "procMount");
     if !context["procMount"].is_null() && !["Default", "Unmasked"].contains(&proc_mount) {
-        faults.push(Fault::not_supported(path.child("procMount"), proc_mount, &["Default", "Unmasked"]));
+        faults.push(Fault::not_supported(
+            path.child("procMount"),
+            proc_mount,
+            &["Default", "Unmasked"],
+        ));
     }
-    seccomp(&context["seccompProfile"], path.child("seccompProfile"), faults);
+    seccomp(
+        &context["seccompProfile"],
+        path.child("seccompProfile"),
+        faults,
+    );
     if context["allowPrivilegeEscalation"] == false {
         if flag(context, "privileged") {
             let text = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
             faults.push(Fault::invalid(path, context.clone(), text));
         }
-        if list(&context["capabilities"], "add").iter().any(|name| name == "CAP_SYS_ADMIN") {
+        if list(&context["capabilities"], "add")
+            .iter()
+            .any(|name| name == "CAP_SYS_ADMIN")
+        {
             let text = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
             faults.push(Fault::invalid(path, context.clone(), text));
         }
     }
-    windows(&context["windowsOptions"], path.child("windowsOptions"), faults);
-    app_armor(&context["appArmorProfile"], path.child("appArmorProfile"), faults);
+    windows(
+        &context["windowsOptions"],
+        path.child("windowsOptions"),
+        faults,
+    );
+    app_armor(
+        &context["appArmorProfile"],
+        path.child("appArmorProfile"),
+        faults,
+    );
 }
 
 /// `securityContext` of a pod.
@@ -50,20 +72,40 @@ pub(super) fn pod(context: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     for (index, group) in list(context, "supplementalGroups").iter().enumerate() {
         let number = group.as_i64().unwrap_or(0);
         if !(0..=ID_LIMIT).contains(&number) {
-            faults.push(Fault::invalid(groups.index(index), number, between(0, ID_LIMIT)));
+            faults.push(Fault::invalid(
+                groups.index(index),
+                number,
+                between(0, ID_LIMIT),
+            ));
         }
     }
     sysctls(context, path, faults);
-    let words = [("fsGroupChangePolicy", ["Always", "OnRootMismatch"]), ("supplementalGroupsPolicy", ["Merge", "Strict"]), ("seLinuxChangePolicy", ["MountOption", "Recursive"])];
+    let words = [
+        ("fsGroupChangePolicy", ["Always", "OnRootMismatch"]),
+        ("supplementalGroupsPolicy", ["Merge", "Strict"]),
+        ("seLinuxChangePolicy", ["MountOption", "Recursive"]),
+    ];
     for (field, known) in words {
         let word = text(context, field);
         if !context[field].is_null() && !known.contains(&word) {
             faults.push(Fault::not_supported(path.child(field), word, &known));
         }
     }
-    seccomp(&context["seccompProfile"], path.child("seccompProfile"), faults);
-    windows(&context["windowsOptions"], path.child("windowsOptions"), faults);
-    app_armor(&context["appArmorProfile"], path.child("appArmorProfile"), faults);
+    seccomp(
+        &context["seccompProfile"],
+        path.child("seccompProfile"),
+        faults,
+    );
+    windows(
+        &context["windowsOptions"],
+        path.child("windowsOptions"),
+        faults,
+    );
+    app_armor(
+        &context["appArmorProfile"],
+        path.child("appArmorProfile"),
+        faults,
+    );
 }
 
 fn sysctls(context: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
@@ -75,7 +117,10 @@ fn sysctls(context: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         let segment = |part: &str| {
             let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
             let edges = [part.bytes().next(), part.bytes().last()];
-            edges.into_iter().all(|edge| edge.is_some_and(plain)) && part.bytes().all(|byte| plain(byte) || b"-_".contains(&byte))
+            edges.into_iter().all(|edge| edge.is_some_and(plain))
+                && part
+                    .bytes()
+                    .all(|byte| plain(byte) || b"-_".contains(&byte))
         };
         if name.is_empty() {
             faults.push(Fault::required(path.child("name"), ""));
@@ -109,7 +154,10 @@ fn seccomp(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
             }
         }
         "" => {
-            faults.push(Fault::required(path.child("type"), "type is required when seccompProfile is set"));
+            faults.push(Fault::required(
+                path.child("type"),
+                "type is required when seccompProfile is set",
+            ));
             if !local.is_null() {
                 misplaced(profile, path, faults);
             }
@@ -123,10 +171,14 @@ fn seccomp(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
 
 /// A profile of the node with a type that does not read one.
 fn misplaced(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
-    let (kind, local) = (Value::from(text(profile, "type")), &profile["localhostProfile"]);
+    let (kind, local) = (
+        Value::from(text(profile, "type")),
+        &profile["localhostProfile"],
+    );
     let shown = format!("{{\"Type\":{kind},\"LocalhostProfile\":{local}}}");
     let text = "can only be set when seccomp type is Localhost";
-    faults.push(Fault::invalid(path.child("localhostProfile"), profile.clone(), text).showing(shown));
+    faults
+        .push(Fault::invalid(path.child("localhostProfile"), profile.clone(), text).showing(shown));
 }
 
 fn app_armor(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
@@ -153,10 +205,17 @@ fn app_armor(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         "RuntimeDefault" | "Unconfined" => {
             if !local.is_null() {
                 let text = "can only be set when AppArmor type is Localhost";
-                faults.push(Fault::invalid(path.child("localhostProfile"), local.clone(), text));
+                faults.push(Fault::invalid(
+                    path.child("localhostProfile"),
+                    local.clone(),
+                    text,
+                ));
             }
         }
-        "" => faults.push(Fault::required(path.child("type"), "type is required when appArmorProfile is set")),
+        "" => faults.push(Fault::required(
+            path.child("type"),
+            "type is required when appArmorProfile is set",
+        )),
         other => {
             let known = ["Localhost", "RuntimeDefault", "Unconfined"];
             faults.push(Fault::not_supported(path.child("type"), other, &known));
@@ -166,6 +225,10 @@ fn app_armor(profile: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
 
 fn windows(options: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     if options["runAsUserName"] == "" {
-        faults.push(Fault::invalid(path.child("runAsUserName"), "", "runAsUserName cannot be an empty string"));
+        faults.push(Fault::invalid(
+            path.child("runAsUserName"),
+            "",
+            "runAsUserName cannot be an empty string",
+        ));
     }
 }

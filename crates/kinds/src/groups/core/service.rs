@@ -36,7 +36,10 @@ pub(crate) const RULES: Rules = Rules {
     cells,
     fields: |service| {
         let spec = &service["spec"];
-        vec![("spec.clusterIP", text(spec, "clusterIP").to_owned()), ("spec.type", text(spec, "type").to_owned())]
+        vec![
+            ("spec.clusterIP", text(spec, "clusterIP").to_owned()),
+            ("spec.type", text(spec, "type").to_owned()),
+        ]
     },
     ..Rules::PLAIN
 };
@@ -55,7 +58,12 @@ fn default(service: &mut Value) {
         _ => {}
     }
     let kind = text(spec, "type").to_owned();
-    for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+    for port in spec
+        .get_mut("ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
         fill(port, "protocol", "TCP");
         if port["targetPort"] == 0 || port["targetPort"] == "" || port["targetPort"].is_null() {
             port["targetPort"] = port["port"].clone();
@@ -65,7 +73,9 @@ fn default(service: &mut Value) {
     if ["NodePort", "LoadBalancer"].contains(&kind.as_str()) && external {
         spec["externalTrafficPolicy"] = "Cluster".into();
     }
-    if spec["internalTrafficPolicy"].is_null() && ["NodePort", "LoadBalancer", "ClusterIP"].contains(&kind.as_str()) {
+    if spec["internalTrafficPolicy"].is_null()
+        && ["NodePort", "LoadBalancer", "ClusterIP"].contains(&kind.as_str())
+    {
         spec["internalTrafficPolicy"] = "Cluster".into();
     }
     if kind == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"].is_null() {
@@ -77,21 +87,40 @@ fn default(service: &mut Value) {
     }
 }
 
-/// Which families of addresses the service has. The cluster has IPv4 only; without selector and address of its own,
-/// nothing is known of the endpoints, and both are allowed.
+/// Whether the service neither has an address nor chooses pods, so that nothing is known of its endpoints.
+fn is_free(spec: &Value) -> bool {
+    text(spec, "clusterIP") == "None"
+        && spec["selector"]
+            .as_object()
+            .is_none_or(|labels| labels.is_empty())
+}
+
+/// Which families of addresses the service has. The cluster has IPv4 only; endpoints that it knows nothing of may be
+/// of both.
 fn families(service: &mut Value) {
     let spec = &mut service["spec"];
     if text(spec, "type") == "ExternalName" {
         return;
     }
-    let selectorless = spec["selector"].as_object().is_none_or(|labels| labels.is_empty());
-    let headless = text(spec, "clusterIP") == "None";
-    let both = headless && selectorless && spec["ipFamilyPolicy"].is_null() && spec["ipFamilies"].is_null();
-    fill(spec, "ipFamilyPolicy", if both { "RequireDualStack" } else { "SingleStack" });
-    if list(spec, "ipFamilies").is_empty() {
-        let both = both || headless && selectorless && text(spec, "ipFamilyPolicy") != "SingleStack";
-        spec["ipFamilies"] = if both { json!(["IPv4", "IPv6"]) } else { json!(["IPv4"]) };
+    let free = is_free(spec);
+    if spec["ipFamilyPolicy"].is_null() {
+        spec["ipFamilyPolicy"] = if free {
+            "RequireDualStack"
+        } else {
+            "SingleStack"
+        }
+        .into();
     }
+    let both = free && text(spec, "ipFamilyPolicy") != "SingleStack";
+    let wide = text(spec, "clusterIP").contains(':');
+    spec["ipFamilies"] = match list(spec, "ipFamilies") {
+        [] if both => json!(["IPv4", "IPv6"]),
+        [] if wide => json!(["IPv6"]),
+        [] => json!(["IPv4"]),
+        [only] if both && only == "IPv6" => json!(["IPv6", "IPv4"]),
+        [only] if both && only == "IPv4" => json!(["IPv4", "IPv6"]),
+        given => given.into(),
+    };
 }
 
 fn prepare_update(new: &mut Value, old: &Value, sub: Option<&str>) {
@@ -100,17 +129,35 @@ fn prepare_update(new: &mut Value, old: &Value, sub: Option<&str>) {
         return;
     }
     new["status"] = old["status"].clone();
-    let (new_type, old_type) = (text(&new["spec"], "type").to_owned(), text(&old["spec"], "type").to_owned());
+    let (new_type, old_type) = (
+        text(&new["spec"], "type").to_owned(),
+        text(&old["spec"], "type").to_owned(),
+    );
     let spec = &mut new["spec"];
     if new_type == "ExternalName" {
         if old_type != "ExternalName" {
-            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+            for field in [
+                "clusterIP",
+                "clusterIPs",
+                "ipFamilies",
+                "ipFamilyPolicy",
+                "internalTrafficPolicy",
+            ] {
                 if spec[field] == old["spec"][field] {
                     remove(spec, field);
                 }
             }
         }
         return;
+    }
+    // A writer of the older, single form of the field means the newer one too.
+    if spec["clusterIP"] != old["spec"]["clusterIP"]
+        && spec["clusterIPs"] == old["spec"]["clusterIPs"]
+    {
+        match text(spec, "clusterIP") {
+            "" => remove(spec, "clusterIPs"),
+            address => spec["clusterIPs"] = json!([address]),
+        }
     }
     // What was allocated stays, where the writer does not speak of it.
     if old_type != "ExternalName" {
@@ -120,14 +167,28 @@ fn prepare_update(new: &mut Value, old: &Value, sub: Option<&str>) {
             }
         }
     }
-    if ["NodePort", "LoadBalancer"].contains(&new_type.as_str()) && ["NodePort", "LoadBalancer"].contains(&old_type.as_str()) {
-        let taken: BTreeSet<i64> = list(spec, "ports").iter().filter_map(|port| port["nodePort"].as_i64()).collect();
-        for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+    if ["NodePort", "LoadBalancer"].contains(&new_type.as_str())
+        && ["NodePort", "LoadBalancer"].contains(&old_type.as_str())
+    {
+        let taken: BTreeSet<i64> = list(spec, "ports")
+            .iter()
+            .filter_map(|port| port["nodePort"].as_i64())
+            .collect();
+        for port in spec
+            .get_mut("ports")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             if port["nodePort"].as_i64().unwrap_or(0) != 0 {
                 continue;
             }
-            let same = |old: &&Value| old["port"] == port["port"] && old["protocol"] == port["protocol"];
-            let kept = list(&old["spec"], "ports").iter().find(same).and_then(|old| old["nodePort"].as_i64());
+            let same =
+                |old: &&Value| old["port"] == port["port"] && old["protocol"] == port["protocol"];
+            let kept = list(&old["spec"], "ports")
+                .iter()
+                .find(same)
+                .and_then(|old| old["nodePort"].as_i64());
             if let Some(number) = kept.filter(|number| !taken.contains(number)) {
                 port["nodePort"] = number.into();
             }
@@ -144,12 +205,22 @@ fn prepare_update(new: &mut Value, old: &Value, sub: Option<&str>) {
     }
     let spec = &mut new["spec"];
     if new_type == "ClusterIP" && old_type != "ClusterIP" {
-        if spec["externalTrafficPolicy"] == old["spec"]["externalTrafficPolicy"] && list(spec, "externalIPs").is_empty() {
+        if spec["externalTrafficPolicy"] == old["spec"]["externalTrafficPolicy"]
+            && list(spec, "externalIPs").is_empty()
+        {
             remove(spec, "externalTrafficPolicy");
         }
-        for port in spec.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
+        for port in spec
+            .get_mut("ports")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             let number = port["nodePort"].as_i64();
-            if list(&old["spec"], "ports").iter().any(|old| old["nodePort"].as_i64() == number) {
+            if list(&old["spec"], "ports")
+                .iter()
+                .any(|old| old["nodePort"].as_i64() == number)
+            {
                 remove(port, "nodePort");
             }
         }
@@ -169,8 +240,11 @@ fn validate_update(new: &Value, old: &Value, sub: Option<&str>, faults: &mut Vec
         let (new_list, old_list) = (list(new_spec, "clusterIPs"), list(old_spec, "clusterIPs"));
         if new_list.first() != old_list.first() {
             let path = SPEC.child("clusterIPs");
-            let changed = new_list.first().cloned().unwrap_or_default();
-            faults.push(Fault::invalid(path.index(0), changed, "may not change once set"));
+            faults.push(Fault::invalid(
+                path.index(0),
+                Value::from(new_list.to_vec()),
+                "may not change once set",
+            ));
         }
     }
     if text(new_spec, "type") == "LoadBalancer"
@@ -178,7 +252,11 @@ fn validate_update(new: &Value, old: &Value, sub: Option<&str>, faults: &mut Vec
         && new_spec["loadBalancerClass"] != old_spec["loadBalancerClass"]
     {
         let class = new_spec["loadBalancerClass"].clone();
-        faults.push(Fault::invalid(SPEC.child("loadBalancerClass"), class, format!("may not change once set: {IMMUTABLE}")));
+        faults.push(Fault::invalid(
+            SPEC.child("loadBalancerClass"),
+            class,
+            format!("may not change once set: {IMMUTABLE}"),
+        ));
     }
     validate(new, faults);
 }
@@ -188,7 +266,7 @@ fn validate(service: &Value, faults: &mut Vec<Fault>) {
     let kind = text(spec, "type");
     let headless = text(spec, "clusterIP") == "None";
     // Upstream allocates addresses before it looks at the rest.
-    families_and_addresses(spec, kind, headless, faults);
+    families_and_addresses(spec, kind, faults);
     if !faults.is_empty() {
         return;
     }
@@ -198,9 +276,13 @@ fn validate(service: &Value, faults: &mut Vec<Fault>) {
         faults.push(Fault::required(SPEC.child("ports"), ""));
     }
     match kind {
-        "LoadBalancer" => load_balancer(spec, faults),
-        "NodePort" if headless => {
-            faults.push(Fault::invalid(SPEC.child("clusterIPs").index(0), "None", "may not be set to 'None' for NodePort services"));
+        "LoadBalancer" | "NodePort" if headless => {
+            let text = format!("may not be set to 'None' for {kind} services");
+            faults.push(Fault::invalid(
+                SPEC.child("clusterIPs").index(0),
+                "None",
+                text,
+            ));
         }
         "ExternalName" => external_name(spec, faults),
         _ => {}
@@ -211,7 +293,11 @@ fn validate(service: &Value, faults: &mut Vec<Fault>) {
     if affinity.is_empty() {
         faults.push(Fault::required(SPEC.child("sessionAffinity"), ""));
     } else if !["ClientIP", "None"].contains(&affinity) {
-        faults.push(Fault::not_supported(SPEC.child("sessionAffinity"), affinity, &["ClientIP", "None"]));
+        faults.push(Fault::not_supported(
+            SPEC.child("sessionAffinity"),
+            affinity,
+            &["ClientIP", "None"],
+        ));
     }
     affinity_config(spec, affinity, faults);
     for (index, address) in list(spec, "externalIPs").iter().enumerate() {
@@ -232,29 +318,20 @@ fn validate(service: &Value, faults: &mut Vec<Fault>) {
     policies(spec, kind, faults);
 }
 
-fn load_balancer(spec: &Value, faults: &mut Vec<Fault>) {
-    for (index, port) in list(spec, "ports").iter().enumerate() {
-        let path = SPEC.child("ports");
-        let path = path.index(index);
-        if port["port"] == 10_250 {
-            let text = "may not expose port 10250 externally since it is used by kubelet";
-            faults.push(Fault::invalid(path.child("port"), 10_250, text));
-        }
-    }
-    if text(spec, "clusterIP") == "None" {
-        let path = SPEC.child("clusterIPs");
-        faults.push(Fault::invalid(path.index(0), "None", "may not be set to 'None' for LoadBalancer services"));
-    }
-}
-
 fn external_name(spec: &Value, faults: &mut Vec<Fault>) {
     for field in ["clusterIPs", "ipFamilies"] {
         if !list(spec, field).is_empty() {
-            faults.push(Fault::forbidden(SPEC.child(field), "may not be set for ExternalName services"));
+            faults.push(Fault::forbidden(
+                SPEC.child(field),
+                "may not be set for ExternalName services",
+            ));
         }
     }
     if !spec["ipFamilyPolicy"].is_null() {
-        faults.push(Fault::forbidden(SPEC.child("ipFamilyPolicy"), "may not be set for ExternalName services"));
+        faults.push(Fault::forbidden(
+            SPEC.child("ipFamilyPolicy"),
+            "may not be set for ExternalName services",
+        ));
     }
     let name = text(spec, "externalName");
     let stem = name.strip_suffix('.').unwrap_or(name);
@@ -262,7 +339,9 @@ fn external_name(spec: &Value, faults: &mut Vec<Fault>) {
         faults.push(Fault::required(SPEC.child("externalName"), ""));
     } else {
         let problems = names::dns1123_subdomain(stem).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(SPEC.child("externalName"), stem, problem)));
+        faults.extend(
+            problems.map(|problem| Fault::invalid(SPEC.child("externalName"), stem, problem)),
+        );
     }
 }
 
@@ -279,23 +358,33 @@ fn ports(spec: &Value, faults: &mut Vec<Fault>) {
             }
         } else {
             let problems = names::dns1123_label(name).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
+            faults
+                .extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
             if !names_seen.insert(name) {
                 faults.push(Fault::duplicate(path.child("name"), name));
             }
         }
         let number = port["port"].as_i64().unwrap_or(0);
-        faults.extend(names::port_number(number).map(|problem| Fault::invalid(path.child("port"), number, problem)));
+        faults.extend(
+            names::port_number(number)
+                .map(|problem| Fault::invalid(path.child("port"), number, problem)),
+        );
         let protocol = text(port, "protocol");
         if protocol.is_empty() {
             faults.push(Fault::required(path.child("protocol"), ""));
         } else if !["SCTP", "TCP", "UDP"].contains(&protocol) {
-            faults.push(Fault::not_supported(path.child("protocol"), protocol, &["SCTP", "TCP", "UDP"]));
+            faults.push(Fault::not_supported(
+                path.child("protocol"),
+                protocol,
+                &["SCTP", "TCP", "UDP"],
+            ));
         }
         super::container::port(&port["targetPort"], path.child("targetPort"), faults);
         if let Some(name) = port["appProtocol"].as_str() {
             let problems = names::qualified_name(name).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(path.child("appProtocol"), name, problem)));
+            faults.extend(
+                problems.map(|problem| Fault::invalid(path.child("appProtocol"), name, problem)),
+            );
         }
     }
 }
@@ -316,50 +405,127 @@ fn affinity_config(spec: &Value, affinity: &str, faults: &mut Vec<Fault>) {
     }
 }
 
-fn families_and_addresses(spec: &Value, kind: &str, headless: bool, faults: &mut Vec<Fault>) {
+fn families_and_addresses(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
     if kind == "ExternalName" {
         return;
     }
     let policy = text(spec, "ipFamilyPolicy");
     let known = ["PreferDualStack", "RequireDualStack", "SingleStack"];
     if !spec["ipFamilyPolicy"].is_null() && !known.contains(&policy) {
-        faults.push(Fault::not_supported(SPEC.child("ipFamilyPolicy"), policy, &known));
+        faults.push(Fault::not_supported(
+            SPEC.child("ipFamilyPolicy"),
+            policy,
+            &known,
+        ));
     }
     let path = SPEC.child("ipFamilies");
+    let families = list(spec, "ipFamilies");
     let mut seen = BTreeSet::new();
-    for (index, family) in list(spec, "ipFamilies").iter().enumerate() {
+    for (index, family) in families.iter().enumerate() {
         let word = family.as_str().unwrap_or_default();
         if !["IPv4", "IPv6"].contains(&word) {
-            faults.push(Fault::not_supported(path.index(index), word, &["IPv4", "IPv6"]));
+            faults.push(Fault::not_supported(
+                path.index(index),
+                word,
+                &["IPv4", "IPv6"],
+            ));
         } else if !seen.insert(word) {
             faults.push(Fault::duplicate(path.index(index), word));
         }
     }
+    if faults.is_empty() {
+        cluster_addresses(spec, families, faults);
+    }
+    if !faults.is_empty() || is_free(spec) {
+        return;
+    }
+    let policy_path = SPEC.child("ipFamilyPolicy");
+    if policy == "RequireDualStack" {
+        faults.push(Fault::invalid(
+            policy_path,
+            policy,
+            "this cluster is not configured for dual-stack services",
+        ));
+    } else if families.len() > 1 && policy == "SingleStack" {
+        let text = "must be 'RequireDualStack' or 'PreferDualStack' when multiple IP families are specified";
+        faults.push(Fault::invalid(policy_path, policy, text));
+    } else if let Some(index) = families.iter().position(|family| family == "IPv6") {
+        let wide = text(spec, "clusterIP").contains(':');
+        let addresses = spec["clusterIPs"].clone();
+        faults.push(match wide {
+            true => Fault::invalid(
+                SPEC.child("clusterIPs").index(0),
+                addresses,
+                "IPv6 is not configured on this cluster",
+            ),
+            false => Fault::invalid(path.index(index), "IPv6", "not configured on this cluster"),
+        });
+    }
+}
+
+fn cluster_addresses(spec: &Value, families: &[Value], faults: &mut Vec<Fault>) {
     let path = SPEC.child("clusterIPs");
     let addresses = list(spec, "clusterIPs");
-    if addresses.first().is_some_and(|first| first != &spec["clusterIP"]) {
-        let text = "first value must match `clusterIP`";
-        faults.push(Fault::invalid(path.index(0), Value::from(addresses.to_vec()), text));
+    let all = || Value::from(addresses.to_vec());
+    let Some(first) = addresses.first() else {
+        return;
+    };
+    if text(spec, "clusterIP").is_empty() {
+        faults.push(Fault::invalid(
+            path,
+            all(),
+            "must be empty when `clusterIP` is not specified",
+        ));
+        return;
+    }
+    if *first != spec["clusterIP"] {
+        faults.push(Fault::invalid(
+            path,
+            all(),
+            "first value must match `clusterIP`",
+        ));
+        return;
+    }
+    if first == "None" {
+        if addresses.len() > 1 {
+            faults.push(Fault::invalid(
+                path,
+                all(),
+                "'None' must be the first and only value",
+            ));
+        }
+        return;
     }
     for (index, address) in addresses.iter().enumerate() {
         let address = address.as_str().unwrap_or_default();
-        if index == 0 && address == "None" {
-            if headless && addresses.len() > 1 {
-                let text = "'None' must be the first and only value";
-                faults.push(Fault::invalid(path, Value::from(addresses.to_vec()), text));
+        let family = if address.contains(':') {
+            "IPv6"
+        } else {
+            "IPv4"
+        };
+        match (names::ip_address(address), families.get(index)) {
+            (Some(problem), _) => faults.push(Fault::invalid(path.index(index), address, problem)),
+            (None, Some(expected)) if expected != family => {
+                let expected = expected.as_str().unwrap_or_default();
+                let text =
+                    format!("expected an {expected} value as indicated by `ipFamilies[{index}]`");
+                faults.push(Fault::invalid(path.index(index), address, text));
             }
-            continue;
+            _ => {}
         }
-        faults.extend(names::ip_address(address).map(|problem| Fault::invalid(path.index(index), address, problem)));
     }
 }
 
 /// Addresses that must not be claimed from outside.
 fn public_address(text: &str, path: Path<'_>, faults: &mut Vec<Fault>) {
-    let Ok(address) = text.parse::<std::net::IpAddr>() else { return };
+    let Ok(address) = text.parse::<std::net::IpAddr>() else {
+        return;
+    };
     let problem = match address {
         _ if address.is_unspecified() => format!("may not be unspecified ({text})"),
-        _ if address.is_loopback() => "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned(),
+        _ if address.is_loopback() => {
+            "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned()
+        }
         std::net::IpAddr::V4(address) if address.is_link_local() => {
             "may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned()
         }
@@ -379,7 +545,10 @@ fn port_pairs(ports: &[Value], kind: &str, faults: &mut Vec<Fault>) {
         for (index, port) in ports.iter().enumerate() {
             if port["nodePort"].as_i64().unwrap_or(0) != 0 {
                 let path = list_path.index(index);
-                faults.push(Fault::forbidden(path.child("nodePort"), "may not be used when `type` is 'ClusterIP'"));
+                faults.push(Fault::forbidden(
+                    path.child("nodePort"),
+                    "may not be used when `type` is 'ClusterIP'",
+                ));
             }
         }
     }
@@ -413,31 +582,47 @@ fn by_type(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
         }
         for (index, range) in ranges.iter().enumerate() {
             let range = range.as_str().unwrap_or_default();
-            faults.extend(names::cidr(range.trim()).map(|problem| Fault::invalid(path.index(index), range, problem)));
+            faults.extend(
+                names::cidr(range.trim())
+                    .map(|problem| Fault::invalid(path.index(index), range, problem)),
+            );
         }
     }
     if !spec["allocateLoadBalancerNodePorts"].is_null() && kind != "LoadBalancer" {
-        faults.push(Fault::forbidden(SPEC.child("allocateLoadBalancerNodePorts"), ONLY));
+        faults.push(Fault::forbidden(
+            SPEC.child("allocateLoadBalancerNodePorts"),
+            ONLY,
+        ));
     }
     if kind == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"].is_null() {
-        faults.push(Fault::required(SPEC.child("allocateLoadBalancerNodePorts"), ""));
+        faults.push(Fault::required(
+            SPEC.child("allocateLoadBalancerNodePorts"),
+            "",
+        ));
     }
     if let Some(class) = spec["loadBalancerClass"].as_str() {
         if kind != "LoadBalancer" {
             faults.push(Fault::forbidden(SPEC.child("loadBalancerClass"), ONLY));
         }
         let problems = names::qualified_name(class).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(SPEC.child("loadBalancerClass"), class, problem)));
+        faults.extend(
+            problems.map(|problem| Fault::invalid(SPEC.child("loadBalancerClass"), class, problem)),
+        );
     }
 }
 
 fn policies(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
-    let external = ["NodePort", "LoadBalancer"].contains(&kind) || kind == "ClusterIP" && !list(spec, "externalIPs").is_empty();
+    let external = ["NodePort", "LoadBalancer"].contains(&kind)
+        || kind == "ClusterIP" && !list(spec, "externalIPs").is_empty();
     let policy = text(spec, "externalTrafficPolicy");
     let path = SPEC.child("externalTrafficPolicy");
     if !policy.is_empty() {
         if !external {
-            faults.push(Fault::invalid(path, policy, "may only be set for externally-accessible services"));
+            faults.push(Fault::invalid(
+                path,
+                policy,
+                "may only be set for externally-accessible services",
+            ));
         } else if !["Cluster", "Local"].contains(&policy) {
             faults.push(Fault::not_supported(path, policy, &["Cluster", "Local"]));
         }
@@ -446,11 +631,23 @@ fn policies(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
     }
     let check_port = spec["healthCheckNodePort"].as_i64().unwrap_or(0);
     if check_port != 0 && !(kind == "LoadBalancer" && policy == "Local") {
-        let text = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
-        faults.push(Fault::invalid(SPEC.child("healthCheckNodePort"), check_port, text));
+        let text =
+            "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        faults.push(Fault::invalid(
+            SPEC.child("healthCheckNodePort"),
+            check_port,
+            text,
+        ));
+    } else if check_port != 0 {
+        let path = SPEC.child("healthCheckNodePort");
+        faults.extend(
+            names::port_number(check_port).map(|problem| Fault::invalid(path, check_port, problem)),
+        );
     }
     let policy = text(spec, "internalTrafficPolicy");
-    if ["NodePort", "LoadBalancer", "ClusterIP"].contains(&kind) && !["Cluster", "Local"].contains(&policy) {
+    if ["NodePort", "LoadBalancer", "ClusterIP"].contains(&kind)
+        && !["Cluster", "Local"].contains(&policy)
+    {
         let path = SPEC.child("internalTrafficPolicy");
         match spec["internalTrafficPolicy"].is_null() {
             true => faults.push(Fault::required(path, "")),
@@ -458,8 +655,15 @@ fn policies(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
         }
     }
     let known = ["PreferClose", "PreferSameZone", "PreferSameNode"];
-    if let Some(word) = spec["trafficDistribution"].as_str().filter(|word| !known.contains(word)) {
-        faults.push(Fault::not_supported(SPEC.child("trafficDistribution"), word, &known));
+    if let Some(word) = spec["trafficDistribution"]
+        .as_str()
+        .filter(|word| !known.contains(word))
+    {
+        faults.push(Fault::not_supported(
+            SPEC.child("trafficDistribution"),
+            word,
+            &known,
+        ));
     }
 }
 
@@ -489,14 +693,27 @@ fn port_words(spec: &Value) -> String {
 
 fn external_addresses(service: &Value) -> String {
     let spec = &service["spec"];
-    let own: Vec<&str> = list(spec, "externalIPs").iter().filter_map(Value::as_str).collect();
+    let own: Vec<&str> = list(spec, "externalIPs")
+        .iter()
+        .filter_map(Value::as_str)
+        .collect();
     match text(spec, "type") {
         "ExternalName" => text(spec, "externalName").to_owned(),
         "LoadBalancer" => {
             let given = list(&service["status"]["loadBalancer"], "ingress").iter();
-            let given = given.map(|entry| if text(entry, "ip").is_empty() { text(entry, "hostname") } else { text(entry, "ip") });
+            let given = given.map(|entry| {
+                if text(entry, "ip").is_empty() {
+                    text(entry, "hostname")
+                } else {
+                    text(entry, "ip")
+                }
+            });
             let all: Vec<&str> = given.chain(own).collect();
-            if all.is_empty() { "<pending>".to_owned() } else { all.join(",") }
+            if all.is_empty() {
+                "<pending>".to_owned()
+            } else {
+                all.join(",")
+            }
         }
         _ => own.join(","),
     }

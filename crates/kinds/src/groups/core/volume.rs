@@ -10,7 +10,11 @@ use crate::names;
 use crate::read::{list, text};
 
 /// The volumes of a pod. Returns the names of those with which nothing is wrong.
-pub(super) fn validate<'a>(spec: &'a Value, path: Path<'_>, faults: &mut Vec<Fault>) -> BTreeSet<&'a str> {
+pub(super) fn validate<'a>(
+    spec: &'a Value,
+    path: Path<'_>,
+    faults: &mut Vec<Fault>,
+) -> BTreeSet<&'a str> {
     let mut seen = BTreeSet::new();
     let mut valid = BTreeSet::new();
     for (index, volume) in list(spec, "volumes").iter().enumerate() {
@@ -25,7 +29,11 @@ pub(super) fn validate<'a>(spec: &'a Value, path: Path<'_>, faults: &mut Vec<Fau
             if problems.is_empty() && !seen.insert(name) {
                 faults.push(Fault::duplicate(path.child("name"), name));
             }
-            faults.extend(problems.into_iter().map(|problem| Fault::invalid(path.child("name"), name, problem)));
+            faults.extend(
+                problems
+                    .into_iter()
+                    .map(|problem| Fault::invalid(path.child("name"), name, problem)),
+            );
         }
         if faults.len() == before {
             valid.insert(name);
@@ -36,10 +44,36 @@ pub(super) fn validate<'a>(spec: &'a Value, path: Path<'_>, faults: &mut Vec<Fau
 
 /// The order in which kinds of volumes are looked for; the first counts, others are too many.
 const SOURCES: [&str; 30] = [
-    "emptyDir", "hostPath", "gitRepo", "gcePersistentDisk", "awsElasticBlockStore", "secret", "nfs", "iscsi",
-    "glusterfs", "flocker", "persistentVolumeClaim", "rbd", "cinder", "cephfs", "quobyte", "downwardAPI", "fc",
-    "flexVolume", "configMap", "azureFile", "vsphereVolume", "photonPersistentDisk", "portworxVolume", "azureDisk",
-    "storageos", "projected", "scaleIO", "csi", "ephemeral", "image",
+    "emptyDir",
+    "hostPath",
+    "gitRepo",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "secret",
+    "nfs",
+    "iscsi",
+    "glusterfs",
+    "flocker",
+    "persistentVolumeClaim",
+    "rbd",
+    "cinder",
+    "cephfs",
+    "quobyte",
+    "downwardAPI",
+    "fc",
+    "flexVolume",
+    "configMap",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "storageos",
+    "projected",
+    "scaleIO",
+    "csi",
+    "ephemeral",
+    "image",
 ];
 
 fn source(volume: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
@@ -48,7 +82,10 @@ fn source(volume: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         found += 1;
         let source_path = path.child(kind);
         if found > 1 {
-            faults.push(Fault::forbidden(source_path, "may not specify more than 1 volume type"));
+            faults.push(Fault::forbidden(
+                source_path,
+                "may not specify more than 1 volume type",
+            ));
             continue;
         }
         of_kind(kind, &volume[kind], source_path, faults);
@@ -101,10 +138,16 @@ fn of_kind(kind: &str, source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) 
             let policy = text(source, "pullPolicy");
             let known = ["Always", "IfNotPresent", "Never"];
             if !known.contains(&policy) {
-                faults.push(Fault::not_supported(path.child("pullPolicy"), policy, &known));
+                faults.push(Fault::not_supported(
+                    path.child("pullPolicy"),
+                    policy,
+                    &known,
+                ));
             }
         }
-        "awsElasticBlockStore" | "cinder" | "portworxVolume" => required(source, &["volumeID"], path, faults),
+        "awsElasticBlockStore" | "cinder" | "portworxVolume" => {
+            required(source, &["volumeID"], path, faults)
+        }
         "gcePersistentDisk" => required(source, &["pdName"], path, faults),
         "glusterfs" => required(source, &["endpoints", "path"], path, faults),
         "azureFile" => required(source, &["secretName", "shareName"], path, faults),
@@ -131,7 +174,10 @@ fn of_kind(kind: &str, source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) 
 fn empty_dir(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let size = text(source, "sizeLimit");
     if size.starts_with('-') {
-        faults.push(Fault::forbidden(path.child("sizeLimit"), "SizeLimit field must be a valid resource quantity"));
+        faults.push(Fault::forbidden(
+            path.child("sizeLimit"),
+            "SizeLimit field must be a valid resource quantity",
+        ));
     }
 }
 
@@ -141,7 +187,16 @@ fn host_path(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
         "" => faults.push(Fault::required(path.child("path"), "")),
         _ => no_backsteps(host, path.child("path"), faults),
     }
-    let known = ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
+    let known = [
+        "",
+        "DirectoryOrCreate",
+        "Directory",
+        "FileOrCreate",
+        "File",
+        "Socket",
+        "CharDevice",
+        "BlockDevice",
+    ];
     let kind = text(source, "type");
     if !known.contains(&kind) {
         let mut sorted = known;
@@ -154,7 +209,11 @@ fn nfs(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     required(source, &["server", "path"], path, faults);
     let export = text(source, "path");
     if !export.starts_with('/') {
-        faults.push(Fault::invalid(path.child("path"), export, "must be an absolute path"));
+        faults.push(Fault::invalid(
+            path.child("path"),
+            export,
+            "must be an absolute path",
+        ));
     }
 }
 
@@ -180,10 +239,14 @@ fn azure_disk(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let uri = text(source, "diskURI");
     let managed = text(source, "kind") == "Managed";
     if !managed && !uri.starts_with("https://") && !uri.is_empty() {
-        let known = ["https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd"];
+        let known =
+            ["https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd"];
         faults.push(Fault::not_supported(path.child("diskURI"), uri, &known));
     }
-    for (field, known) in [("cachingMode", ["None", "ReadOnly", "ReadWrite"]), ("kind", ["Dedicated", "Managed", "Shared"])] {
+    for (field, known) in [
+        ("cachingMode", ["None", "ReadOnly", "ReadWrite"]),
+        ("kind", ["Dedicated", "Managed", "Shared"]),
+    ] {
         let word = text(source, field);
         if !known.contains(&word) {
             faults.push(Fault::not_supported(path.child(field), word, &known));
@@ -191,7 +254,12 @@ fn azure_disk(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     }
 }
 
-const ACCESS_MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
+const ACCESS_MODES: [&str; 4] = [
+    "ReadOnlyMany",
+    "ReadWriteMany",
+    "ReadWriteOnce",
+    "ReadWriteOncePod",
+];
 
 fn ephemeral(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let template = &source["volumeClaimTemplate"];
@@ -204,24 +272,42 @@ fn ephemeral(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let spec = &template["spec"];
     let modes = list(spec, "accessModes");
     if modes.is_empty() {
-        faults.push(Fault::required(path.child("accessModes"), "at least 1 access mode is required"));
+        faults.push(Fault::required(
+            path.child("accessModes"),
+            "at least 1 access mode is required",
+        ));
     }
-    for mode in modes.iter().filter_map(serde_json::Value::as_str).filter(|mode| !ACCESS_MODES.contains(mode)) {
-        faults.push(Fault::not_supported(path.child("accessModes"), mode, &ACCESS_MODES));
+    for mode in modes
+        .iter()
+        .filter_map(serde_json::Value::as_str)
+        .filter(|mode| !ACCESS_MODES.contains(mode))
+    {
+        faults.push(Fault::not_supported(
+            path.child("accessModes"),
+            mode,
+            &ACCESS_MODES,
+        ));
     }
     let storage = &spec["resources"]["requests"]["storage"];
     match storage.as_str() {
         None => faults.push(Fault::required(path.child("resources[storage]"), "")),
         Some(amount) => {
             if amount.starts_with('-') || amount == "0" {
-                faults.push(Fault::invalid(path.child("resources[storage]"), amount, "must be greater than zero"));
+                faults.push(Fault::invalid(
+                    path.child("resources[storage]"),
+                    amount,
+                    "must be greater than zero",
+                ));
             }
         }
     }
 }
 
 fn mode(holder: &Value, field: &str, path: Path<'_>, faults: &mut Vec<Fault>) {
-    if let Some(mode) = holder[field].as_i64().filter(|mode| !(0..=0o777).contains(mode)) {
+    if let Some(mode) = holder[field]
+        .as_i64()
+        .filter(|mode| !(0..=0o777).contains(mode))
+    {
         let text = "must be a number between 0 and 0777 (octal), both inclusive";
         faults.push(Fault::invalid(path.child(field), mode, text));
     }
@@ -254,16 +340,32 @@ fn downward(source: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
 
 fn downward_item(item: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     file_path(item, path, faults);
-    match (item["fieldRef"].is_object(), item["resourceFieldRef"].is_object()) {
+    match (
+        item["fieldRef"].is_object(),
+        item["resourceFieldRef"].is_object(),
+    ) {
         (true, resource) => {
-            env::field(&item["fieldRef"], &env::FILE_FIELDS, path.child("fieldRef"), faults);
+            env::field(
+                &item["fieldRef"],
+                &env::FILE_FIELDS,
+                path.child("fieldRef"),
+                faults,
+            );
             if resource {
                 let text = "fieldRef and resourceFieldRef can not be specified simultaneously";
                 faults.push(Fault::invalid(path, "resource", text));
             }
         }
-        (false, true) => env::resource_field(&item["resourceFieldRef"], true, path.child("resourceFieldRef"), faults),
-        (false, false) => faults.push(Fault::required(path, "one of fieldRef and resourceFieldRef is required")),
+        (false, true) => env::resource_field(
+            &item["resourceFieldRef"],
+            true,
+            path.child("resourceFieldRef"),
+            faults,
+        ),
+        (false, false) => faults.push(Fault::required(
+            path,
+            "one of fieldRef and resourceFieldRef is required",
+        )),
     }
     mode(item, "mode", path, faults);
 }
@@ -275,13 +377,23 @@ fn projected(source: &Value, whole: Path<'_>, faults: &mut Vec<Fault>) {
     for (index, part) in list(source, "sources").iter().enumerate() {
         let path = list_path.index(index);
         let mut found = 0;
-        for kind in ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"] {
+        for kind in [
+            "secret",
+            "configMap",
+            "downwardAPI",
+            "serviceAccountToken",
+            "clusterTrustBundle",
+            "podCertificate",
+        ] {
             if !part[kind].is_object() {
                 continue;
             }
             found += 1;
             if found > 1 {
-                faults.push(Fault::forbidden(path, "may not specify more than 1 volume type"));
+                faults.push(Fault::forbidden(
+                    path,
+                    "may not specify more than 1 volume type",
+                ));
                 continue;
             }
             let (projection, part_path) = (&part[kind], path.child(kind));
@@ -298,7 +410,9 @@ fn projected(source: &Value, whole: Path<'_>, faults: &mut Vec<Fault>) {
                 "serviceAccountToken" => token(projection, part_path, faults),
                 _ => {}
             }
-            let own = list(projection, "items").iter().map(|item| text(item, "path"));
+            let own = list(projection, "items")
+                .iter()
+                .map(|item| text(item, "path"));
             let single = (!projection["path"].is_null()).then(|| text(projection, "path"));
             for file in own.chain(single).filter(|file| !file.is_empty()) {
                 if !paths.insert(file) {
@@ -349,9 +463,20 @@ fn non_reserved(target: &str, path: Path<'_>, faults: &mut Vec<Fault>) {
 }
 
 /// `volumeMounts` and `volumeDevices` of a container.
-pub(super) fn mounts(container: &Value, volumes: &BTreeSet<&str>, path: Path<'_>, faults: &mut Vec<Fault>) {
-    let devices: BTreeSet<&str> = list(container, "volumeDevices").iter().map(|device| text(device, "devicePath")).collect();
-    let device_names: BTreeSet<&str> = list(container, "volumeDevices").iter().map(|device| text(device, "name")).collect();
+pub(super) fn mounts(
+    container: &Value,
+    volumes: &BTreeSet<&str>,
+    path: Path<'_>,
+    faults: &mut Vec<Fault>,
+) {
+    let devices: BTreeSet<&str> = list(container, "volumeDevices")
+        .iter()
+        .map(|device| text(device, "devicePath"))
+        .collect();
+    let device_names: BTreeSet<&str> = list(container, "volumeDevices")
+        .iter()
+        .map(|device| text(device, "name"))
+        .collect();
     let list_path = path.child("volumeMounts");
     let mut points = BTreeSet::new();
     for (index, mount) in list(container, "volumeMounts").iter().enumerate() {
@@ -368,10 +493,18 @@ pub(super) fn mounts(container: &Value, volumes: &BTreeSet<&str>, path: Path<'_>
             faults.push(Fault::required(path.child("mountPath"), ""));
         }
         if !points.insert(point) {
-            faults.push(Fault::invalid(path.child("mountPath"), point, "must be unique"));
+            faults.push(Fault::invalid(
+                path.child("mountPath"),
+                point,
+                "must be unique",
+            ));
         }
         if device_names.contains(name) {
-            faults.push(Fault::invalid(path.child("name"), name, "must not already exist in volumeDevices"));
+            faults.push(Fault::invalid(
+                path.child("name"),
+                name,
+                "must not already exist in volumeDevices",
+            ));
         }
         if devices.contains(point) {
             let text = "must not already exist as a path in volumeDevices";
@@ -400,7 +533,11 @@ fn mount_details(container: &Value, mount: &Value, path: Path<'_>, faults: &mut 
     }
     let known = ["Bidirectional", "HostToContainer", "None"];
     if !known.contains(&propagation) {
-        faults.push(Fault::not_supported(path.child("mountPropagation"), propagation, &known));
+        faults.push(Fault::not_supported(
+            path.child("mountPropagation"),
+            propagation,
+            &known,
+        ));
     }
     if propagation == "Bidirectional" && !container::is_privileged(container) {
         let text = "Bidirectional mount propagation is available only to privileged containers";
@@ -408,7 +545,13 @@ fn mount_details(container: &Value, mount: &Value, path: Path<'_>, faults: &mut 
     }
 }
 
-fn devices(container: &Value, volumes: &BTreeSet<&str>, points: &BTreeSet<&str>, path: Path<'_>, faults: &mut Vec<Fault>) {
+fn devices(
+    container: &Value,
+    volumes: &BTreeSet<&str>,
+    points: &BTreeSet<&str>,
+    path: Path<'_>,
+    faults: &mut Vec<Fault>,
+) {
     let list_path = path.child("volumeDevices");
     let (mut names_seen, mut paths_seen) = (BTreeSet::new(), BTreeSet::new());
     for (index, device) in list(container, "volumeDevices").iter().enumerate() {
@@ -421,7 +564,11 @@ fn devices(container: &Value, volumes: &BTreeSet<&str>, points: &BTreeSet<&str>,
             faults.push(Fault::required(path.child("devicePath"), ""));
         }
         if !paths_seen.insert(device_path) {
-            faults.push(Fault::invalid(path.child("devicePath"), device_path, "must be unique"));
+            faults.push(Fault::invalid(
+                path.child("devicePath"),
+                device_path,
+                "must be unique",
+            ));
         }
         if points.contains(device_path) {
             let text = "must not already exist as a path in volumeMounts";

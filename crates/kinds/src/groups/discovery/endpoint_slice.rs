@@ -30,15 +30,21 @@ pub(crate) const RULES: Rules = Rules {
     prepare_update: |new, old, _| {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
         let labels = |slice: &Value| slice["metadata"]["labels"].clone();
-        let changed = new["endpoints"] != old["endpoints"] || new["ports"] != old["ports"] || labels(new) != labels(old);
+        let changed = new["endpoints"] != old["endpoints"]
+            || new["ports"] != old["ports"]
+            || labels(new) != labels(old);
         new["metadata"]["generation"] = (generation + i64::from(changed)).into();
     },
     validate,
     validate_update: |new, old, _, faults| {
-        if new["addressType"] != old["addressType"] {
-            faults.push(Fault::invalid(Path::new("addressType"), new["addressType"].clone(), IMMUTABLE));
-        }
         validate(new, faults);
+        if new["addressType"] != old["addressType"] {
+            faults.push(Fault::invalid(
+                Path::new("addressType"),
+                new["addressType"].clone(),
+                IMMUTABLE,
+            ));
+        }
     },
     columns: &[
         Heading::NAME,
@@ -59,7 +65,11 @@ fn validate(slice: &Value, faults: &mut Vec<Fault>) {
         "IPv4" | "IPv6" | "FQDN" => {}
         "" => faults.push(Fault::required(Path::new("addressType"), "")),
         other => {
-            faults.push(Fault::not_supported(Path::new("addressType"), other, &["FQDN", "IPv4", "IPv6"]));
+            faults.push(Fault::not_supported(
+                Path::new("addressType"),
+                other,
+                &["FQDN", "IPv4", "IPv6"],
+            ));
             return;
         }
     }
@@ -76,18 +86,25 @@ fn validate(slice: &Value, faults: &mut Vec<Fault>) {
         let name = text(port, "name");
         if !name.is_empty() {
             let problems = names::dns1123_label(name).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
+            faults
+                .extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
         }
         if !seen.insert(name) {
             faults.push(Fault::duplicate(path.child("name"), name));
         }
         match text(port, "protocol") {
             "SCTP" | "TCP" | "UDP" => {}
-            other => faults.push(Fault::not_supported(path.child("protocol"), other, &["SCTP", "TCP", "UDP"])),
+            other => faults.push(Fault::not_supported(
+                path.child("protocol"),
+                other,
+                &["SCTP", "TCP", "UDP"],
+            )),
         }
         if let Some(name) = port["appProtocol"].as_str() {
             let problems = names::qualified_name(name).into_iter();
-            faults.extend(problems.map(|problem| Fault::invalid(path.child("appProtocol"), name, problem)));
+            faults.extend(
+                problems.map(|problem| Fault::invalid(path.child("appProtocol"), name, problem)),
+            );
         }
     }
 }
@@ -96,7 +113,10 @@ fn endpoint(endpoint: &Value, kind: &str, path: Path<'_>, faults: &mut Vec<Fault
     let addresses = list(endpoint, "addresses");
     let list_path = path.child("addresses");
     if addresses.is_empty() {
-        faults.push(Fault::required(list_path, "must contain at least 1 address"));
+        faults.push(Fault::required(
+            list_path,
+            "must contain at least 1 address",
+        ));
     }
     if addresses.len() > 100 {
         faults.push(Fault::too_many(list_path, addresses.len(), 100));
@@ -110,18 +130,25 @@ fn endpoint(endpoint: &Value, kind: &str, path: Path<'_>, faults: &mut Vec<Fault
                 faults.extend(problems.map(|problem| Fault::invalid(path, text, problem)));
             }
             (_, Some(problem)) => faults.push(Fault::invalid(path, text, problem)),
-            ("IPv4", None) if text.contains(':') => faults.push(Fault::invalid(path, text, "must be an IPv4 address")),
-            ("IPv6", None) if !text.contains(':') => faults.push(Fault::invalid(path, text, "must be an IPv6 address")),
+            ("IPv4", None) if text.contains(':') => {
+                faults.push(Fault::invalid(path, text, "must be an IPv4 address"))
+            }
+            ("IPv6", None) if !text.contains(':') => {
+                faults.push(Fault::invalid(path, text, "must be an IPv6 address"))
+            }
             (_, None) => not_special(text, path, faults),
         }
     }
     if let Some(hostname) = endpoint["hostname"].as_str() {
         let problems = names::dns1123_label(hostname).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("hostname"), hostname, problem)));
+        faults.extend(
+            problems.map(|problem| Fault::invalid(path.child("hostname"), hostname, problem)),
+        );
     }
     if let Some(node) = endpoint["nodeName"].as_str() {
         let problems = names::dns1123_subdomain(node).into_iter();
-        faults.extend(problems.map(|problem| Fault::invalid(path.child("nodeName"), node, problem)));
+        faults
+            .extend(problems.map(|problem| Fault::invalid(path.child("nodeName"), node, problem)));
     }
 }
 
@@ -130,12 +157,19 @@ fn cells(slice: &Value, now: Timestamp) -> Vec<Value> {
         true => "<unset>".to_owned(),
         false => first_three(&words),
     };
-    let ports = list(slice, "ports").iter().map(|port| match port["port"].as_i64() {
-        Some(number) => number.to_string(),
-        None => "*".to_owned(),
-    });
-    let addresses = list(slice, "endpoints").iter().flat_map(|endpoint| list(endpoint, "addresses"));
-    let addresses = addresses.filter_map(Value::as_str).map(str::to_owned).collect();
+    let ports = list(slice, "ports")
+        .iter()
+        .map(|port| match port["port"].as_i64() {
+            Some(number) => number.to_string(),
+            None => "*".to_owned(),
+        });
+    let addresses = list(slice, "endpoints")
+        .iter()
+        .flat_map(|endpoint| list(endpoint, "addresses"));
+    let addresses = addresses
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
     vec![
         metadata::name(slice).into(),
         slice["addressType"].clone(),

@@ -4,11 +4,13 @@ use serde_json::Value;
 
 use crate::fault::{Fault, Path};
 use crate::groups::core::event::{self, COLUMNS, validate_reporter};
+use crate::metadata::IMMUTABLE;
 use crate::read::text;
 use crate::rules::Rules;
 
 pub(crate) const RULES: Rules = Rules {
     validate,
+    validate_update,
     columns: COLUMNS,
     fields: |event| event::fields(event, "regarding"),
     cells: |event, now| (event::RULES.cells)(&to_core(event), now),
@@ -22,12 +24,95 @@ fn validate(event: &Value, faults: &mut Vec<Fault>) {
     validate_reporter(event, "reportingController", faults);
     let note = text(event, "note");
     if note.len() > 1024 {
-        faults.push(Fault::invalid(Path::new("message"), "", "can have at most 1024 characters"));
+        faults.push(Fault::invalid(
+            Path::new("message"),
+            "",
+            "can have at most 1024 characters",
+        ));
     }
     let kind = text(event, "type");
     if !["Normal", "Warning"].contains(&kind) {
-        faults.push(Fault::invalid(Path::new("type"), "", format!("has invalid value: {kind}")));
+        faults.push(Fault::invalid(
+            Path::new("type"),
+            "",
+            format!("has invalid value: {kind}"),
+        ));
     }
+}
+
+/// Of an event in its newer form only the series goes on.
+fn validate_update(new: &Value, old: &Value, _: Option<&str>, faults: &mut Vec<Fault>) {
+    validate(new, faults);
+    if new["series"]["count"]
+        .as_i64()
+        .is_some_and(|count| count < 2)
+    {
+        faults.push(Fault::invalid(
+            Path::new("series.count"),
+            "",
+            "should be at least 2",
+        ));
+    }
+    if old["eventTime"].is_null() {
+        return;
+    }
+    // Faults speak of the fields by their names in the core form.
+    const FIXED: [(&str, &str); 13] = [
+        ("regarding", "involvedObject"),
+        ("reason", "reason"),
+        ("note", "message"),
+        ("deprecatedSource", "source"),
+        ("deprecatedFirstTimestamp", "firstTimestamp"),
+        ("deprecatedLastTimestamp", "lastTimestamp"),
+        ("deprecatedCount", "count"),
+        ("type", "type"),
+        ("eventTime", "eventTime"),
+        ("action", "action"),
+        ("reportingInstance", "reportingInstance"),
+        ("related", "related"),
+        ("reportingController", "reportingController"),
+    ];
+    for (field, told) in FIXED
+        .into_iter()
+        .filter(|(field, _)| new[*field] != old[*field])
+    {
+        let fault = Fault::invalid(Path::new(told), new[field].clone(), IMMUTABLE);
+        faults.push(match field {
+            "regarding" | "related" => fault.showing(show_reference(&new[field])),
+            _ => fault,
+        });
+    }
+}
+
+/// A reference as Go prints its internal form.
+fn show_reference(reference: &Value) -> String {
+    if reference.is_null() {
+        return "null".to_owned();
+    }
+    let names = [
+        "Kind",
+        "Namespace",
+        "Name",
+        "UID",
+        "APIVersion",
+        "ResourceVersion",
+        "FieldPath",
+    ];
+    let fields = [
+        "kind",
+        "namespace",
+        "name",
+        "uid",
+        "apiVersion",
+        "resourceVersion",
+        "fieldPath",
+    ];
+    let parts: Vec<String> = names
+        .iter()
+        .zip(fields)
+        .map(|(name, field)| format!("\"{name}\":{}", Value::from(text(reference, field))))
+        .collect();
+    format!("{{{}}}", parts.join(","))
 }
 
 /// The two names of each field, the newer one first.
@@ -62,8 +147,12 @@ mod tests {
 
     #[test]
     fn a_newer_event_has_the_row_of_its_core_form() {
-        let event = json!({"regarding": {"kind": "Pod", "name": "p"}, "note": "m", "deprecatedCount": 3});
+        let event =
+            json!({"regarding": {"kind": "Pod", "name": "p"}, "note": "m", "deprecatedCount": 3});
         let core = to_core(&event);
-        assert_eq!(core, json!({"involvedObject": {"kind": "Pod", "name": "p"}, "message": "m", "count": 3}));
+        assert_eq!(
+            core,
+            json!({"involvedObject": {"kind": "Pod", "name": "p"}, "message": "m", "count": 3})
+        );
     }
 }

@@ -19,7 +19,10 @@ pub(crate) const ROLE_BINDING: Rules = Rules {
     validate_update: |new, old, _, faults| validate_update(new, old, true, faults),
     columns: &[
         Heading::NAME,
-        Heading::text("Role", "RoleRef can reference a Role in the current namespace or a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error."),
+        Heading::text(
+            "Role",
+            "RoleRef can reference a Role in the current namespace or a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.",
+        ),
         Heading::AGE,
         Heading::text("Users", "Users in the roleBinding").wide(),
         Heading::text("Groups", "Groups in the roleBinding").wide(),
@@ -36,11 +39,18 @@ pub(crate) const CLUSTER_ROLE_BINDING: Rules = Rules {
     validate_update: |new, old, _, faults| validate_update(new, old, false, faults),
     columns: &[
         Heading::NAME,
-        Heading::text("Role", "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error."),
+        Heading::text(
+            "Role",
+            "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.",
+        ),
         Heading::AGE,
         Heading::text("Users", "Users in the clusterRoleBinding").wide(),
         Heading::text("Groups", "Groups in the clusterRoleBinding").wide(),
-        Heading::text("ServiceAccounts", "ServiceAccounts in the clusterRoleBinding").wide(),
+        Heading::text(
+            "ServiceAccounts",
+            "ServiceAccounts in the clusterRoleBinding",
+        )
+        .wide(),
     ],
     cells,
     ..Rules::PLAIN
@@ -61,10 +71,18 @@ fn validate(binding: &Value, namespaced: bool, faults: &mut Vec<Fault>) {
     let role = &binding["roleRef"];
     let group = text(role, "apiGroup");
     if group != GROUP {
-        faults.push(Fault::not_supported(ROLE.child("apiGroup"), group, &[GROUP]));
+        faults.push(Fault::not_supported(
+            ROLE.child("apiGroup"),
+            group,
+            &[GROUP],
+        ));
     }
     let kind = text(role, "kind");
-    let known: &[&str] = if namespaced { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
+    let known: &[&str] = if namespaced {
+        &["ClusterRole", "Role"]
+    } else {
+        &["ClusterRole"]
+    };
     if !known.contains(&kind) {
         faults.push(Fault::not_supported(ROLE.child("kind"), kind, known));
     }
@@ -89,7 +107,9 @@ fn subject(subject: &Value, namespaced: bool, path: Path<'_>, faults: &mut Vec<F
         "ServiceAccount" => {
             if !name.is_empty() {
                 let problems = names::subdomain_name(name, false).into_iter();
-                faults.extend(problems.map(|problem| Fault::invalid(path.child("name"), name, problem)));
+                faults.extend(
+                    problems.map(|problem| Fault::invalid(path.child("name"), name, problem)),
+                );
             }
             if !group.is_empty() {
                 faults.push(Fault::not_supported(path.child("apiGroup"), group, &[""]));
@@ -100,10 +120,18 @@ fn subject(subject: &Value, namespaced: bool, path: Path<'_>, faults: &mut Vec<F
         }
         "User" | "Group" => {
             if group != GROUP {
-                faults.push(Fault::not_supported(path.child("apiGroup"), group, &[GROUP]));
+                faults.push(Fault::not_supported(
+                    path.child("apiGroup"),
+                    group,
+                    &[GROUP],
+                ));
             }
         }
-        other => faults.push(Fault::not_supported(path.child("kind"), other, &["ServiceAccount", "User", "Group"])),
+        other => faults.push(Fault::not_supported(
+            path.child("kind"),
+            other,
+            &["ServiceAccount", "User", "Group"],
+        )),
     }
 }
 
@@ -111,15 +139,30 @@ fn validate_update(new: &Value, old: &Value, namespaced: bool, faults: &mut Vec<
     validate(new, namespaced, faults);
     if new["roleRef"] != old["roleRef"] {
         let role = &new["roleRef"];
-        let shown = format!("{{\"APIGroup\":{},\"Kind\":{},\"Name\":{}}}", role["apiGroup"], role["kind"], role["name"]);
-        faults.push(Fault::invalid(Path::new("roleRef"), role.clone(), "cannot change roleRef").showing(shown));
+        let shown = format!(
+            "{{\"APIGroup\":{},\"Kind\":{},\"Name\":{}}}",
+            role["apiGroup"], role["kind"], role["name"]
+        );
+        faults.push(
+            Fault::invalid(Path::new("roleRef"), role.clone(), "cannot change roleRef")
+                .showing(shown),
+        );
     }
 }
 
 fn cells(binding: &Value, now: Timestamp) -> Vec<Value> {
     let role = &binding["roleRef"];
-    let of_kind = |kind: &'static str| list(binding, "subjects").iter().filter(move |subject| text(subject, "kind") == kind);
-    let names = |kind: &'static str| of_kind(kind).map(|subject| text(subject, "name")).collect::<Vec<_>>().join(", ");
+    let of_kind = |kind: &'static str| {
+        list(binding, "subjects")
+            .iter()
+            .filter(move |subject| text(subject, "kind") == kind)
+    };
+    let names = |kind: &'static str| {
+        of_kind(kind)
+            .map(|subject| text(subject, "name"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     let accounts: Vec<String> = of_kind("ServiceAccount")
         .map(|subject| format!("{}/{}", text(subject, "namespace"), text(subject, "name")))
         .collect();

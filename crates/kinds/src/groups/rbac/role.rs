@@ -39,7 +39,11 @@ fn validate_cluster_role(role: &Value, faults: &mut Vec<Fault>) {
         let before = faults.len();
         validate_selector(selector, path.index(index), faults);
         if faults.len() > before {
-            faults.push(Fault::invalid(path.index(index), Value::Null, "invalid label selector."));
+            faults.push(Fault::invalid(
+                path.index(index),
+                Value::Null,
+                "invalid label selector.",
+            ));
         }
     }
 }
@@ -49,7 +53,10 @@ fn rules(role: &Value, namespaced: bool, faults: &mut Vec<Fault>) {
     for (index, rule) in list(role, "rules").iter().enumerate() {
         let path = RULES.index(index);
         if list(rule, "verbs").is_empty() {
-            faults.push(Fault::required(path.child("verbs"), "verbs must contain at least one value"));
+            faults.push(Fault::required(
+                path.child("verbs"),
+                "verbs must contain at least one value",
+            ));
         }
         let urls = list(rule, "nonResourceURLs");
         if !urls.is_empty() {
@@ -58,7 +65,9 @@ fn rules(role: &Value, namespaced: bool, faults: &mut Vec<Fault>) {
                 let text = "namespaced rules cannot apply to non-resource URLs";
                 faults.push(Fault::invalid(path, Value::from(urls.to_vec()), text));
             }
-            let resources = ["apiGroups", "resources", "resourceNames"].iter().any(|field| !list(rule, field).is_empty());
+            let resources = ["apiGroups", "resources", "resourceNames"]
+                .iter()
+                .any(|field| !list(rule, field).is_empty());
             if resources {
                 let text = "rules cannot apply to both regular resources and non-resource URLs";
                 faults.push(Fault::invalid(path, Value::from(urls.to_vec()), text));
@@ -66,10 +75,16 @@ fn rules(role: &Value, namespaced: bool, faults: &mut Vec<Fault>) {
             continue;
         }
         if list(rule, "apiGroups").is_empty() {
-            faults.push(Fault::required(path.child("apiGroups"), "resource rules must supply at least one api group"));
+            faults.push(Fault::required(
+                path.child("apiGroups"),
+                "resource rules must supply at least one api group",
+            ));
         }
         if list(rule, "resources").is_empty() {
-            faults.push(Fault::required(path.child("resources"), "resource rules must supply at least one resource"));
+            faults.push(Fault::required(
+                path.child("resources"),
+                "resource rules must supply at least one resource",
+            ));
         }
     }
 }

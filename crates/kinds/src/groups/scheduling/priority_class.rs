@@ -12,7 +12,10 @@ const TYPE: &str = "io.k8s.api.scheduling.v1.PriorityClass";
 /// Above it are the classes of the system itself.
 const USER_LIMIT: i64 = 1_000_000_000;
 /// The classes of the system, with their values.
-const SYSTEM: [(&str, i64); 2] = [("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
+const SYSTEM: [(&str, i64); 2] = [
+    ("system-node-critical", 2_000_001_000),
+    ("system-cluster-critical", 2_000_000_000),
+];
 
 pub(crate) const RULES: Rules = Rules {
     default: |class| {
@@ -21,7 +24,9 @@ pub(crate) const RULES: Rules = Rules {
         }
     },
     prepare_create: |class| class["metadata"]["generation"] = 1.into(),
-    prepare_update: |new, old, _| new["metadata"]["generation"] = old["metadata"]["generation"].clone(),
+    prepare_update: |new, old, _| {
+        new["metadata"]["generation"] = old["metadata"]["generation"].clone()
+    },
     validate,
     validate_update,
     columns: &[
@@ -50,12 +55,18 @@ fn validate(class: &Value, faults: &mut Vec<Fault>) {
         let known = SYSTEM.iter().find(|(system, _)| *system == name);
         let problem = match known {
             None => Some(format!("{name} is not a known system priority class")),
-            Some((_, fixed)) if *fixed != value => Some(format!("value of {name} PriorityClass must be {fixed}")),
-            Some(_) if flag(class, "globalDefault") => Some(format!("globalDefault of {name} PriorityClass must be false")),
+            Some((_, fixed)) if *fixed != value => {
+                Some(format!("value of {name} PriorityClass must be {fixed}"))
+            }
+            Some(_) if flag(class, "globalDefault") => Some(format!(
+                "globalDefault of {name} PriorityClass must be false"
+            )),
             Some(_) => None,
         };
         if let Some(problem) = problem {
-            let text = format!("priority class names with 'system-' prefix are reserved for system use only. error: {problem}");
+            let text = format!(
+                "priority class names with 'system-' prefix are reserved for system use only. error: {problem}"
+            );
             faults.push(Fault::forbidden(Path::new("metadata.name"), text));
         }
     } else if value > USER_LIMIT {
@@ -66,16 +77,27 @@ fn validate(class: &Value, faults: &mut Vec<Fault>) {
     match text(class, "preemptionPolicy") {
         "PreemptLowerPriority" | "Never" => {}
         "" => faults.push(Fault::required(path, "")),
-        other => faults.push(Fault::not_supported(path, other, &["PreemptLowerPriority", "Never"])),
+        other => faults.push(Fault::not_supported(
+            path,
+            other,
+            &["PreemptLowerPriority", "Never"],
+        )),
     }
 }
 
 fn validate_update(new: &Value, old: &Value, _: Option<&str>, faults: &mut Vec<Fault>) {
     if new["value"] != old["value"] {
-        faults.push(Fault::forbidden(Path::new("value"), "may not be changed in an update."));
+        faults.push(Fault::forbidden(
+            Path::new("value"),
+            "may not be changed in an update.",
+        ));
     }
     if new["preemptionPolicy"] != old["preemptionPolicy"] {
         let policy = new["preemptionPolicy"].clone();
-        faults.push(Fault::invalid(Path::new("preemptionPolicy"), policy, IMMUTABLE));
+        faults.push(Fault::invalid(
+            Path::new("preemptionPolicy"),
+            policy,
+            IMMUTABLE,
+        ));
     }
 }
