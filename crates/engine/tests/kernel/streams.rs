@@ -140,7 +140,7 @@ pub(crate) async fn terminals() {
     (streams.resize.as_ref().expect("a terminal"))(99, 44);
     let mut stdin = streams.stdin.take().expect("asked for");
     stdin.write_all(b"in\n").await.expect("written");
-    house.wait_for("c", "xterm in\r").await;
+    house.wait_for("c", "xterm in").await;
 
     let spec = ExecSpec {
         argv: vec![

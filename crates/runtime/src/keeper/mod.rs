@@ -142,7 +142,6 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
 
     let cgroups = Cgroups::detect()?;
     cgroups.join(&sandbox.spec.keeper_cgroup)?;
-    cgroups.create(&sandbox.spec.cgroup, &sandbox.spec.resources)?;
     namespaces::make(&sandbox.spec)?;
     let processes = if sandbox.spec.share_processes && !sandbox.spec.host_processes {
         Some(namespaces::hold_processes()?)
@@ -150,6 +149,8 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
         None
     };
 
+    // Late, as it outlives a keeper that fails before its loop.
+    cgroups.create(&sandbox.spec.cgroup, &sandbox.spec.resources)?;
     let listener = listen()?;
     let watch = watch_directory().map_err(failed("watch the sandbox's directory"))?;
     fs::create_dir_all("containers").map_err(failed("make the containers' directory"))?;

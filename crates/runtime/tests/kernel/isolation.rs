@@ -188,11 +188,11 @@ pub(crate) async fn mounts_and_roots() {
     sandbox.keeper.create(spec).await.expect("created");
     match sandbox.keeper.start_container("e").await {
         Err(KeeperError::Refused(refusal)) => {
-            assert!(
-                refusal.message.starts_with("create container: "),
-                "{refusal}"
+            assert_eq!(
+                refusal.message,
+                "create container: failed to canonicalize \"/no/such/place\": \
+                 No such file or directory (os error 2)"
             );
-            println!("  a mount without source: {refusal}");
         }
         other => panic!("{other:?}"),
     }
