@@ -14,6 +14,7 @@ use lifecycle::Drain;
 use tokio::sync::watch;
 
 use crate::Config;
+use crate::admission::Admission;
 use crate::pod::{self, Member};
 use crate::sources::Sources;
 use crate::tokens::Tokens;
@@ -28,6 +29,7 @@ pub(crate) struct Context {
     pub(crate) services: Informer<Service>,
     pub(crate) sources: Sources,
     pub(crate) tokens: Tokens,
+    pub(crate) admission: Admission,
     pub(crate) events: Recorder,
     /// Counts up when images came or went.
     pub(crate) images_changed: watch::Sender<u64>,

@@ -18,6 +18,7 @@
 //! port-forward. Containers, namespaces and images are the engine's; scheduling, Services and
 //! EndpointSlices are others' work.
 
+mod admission;
 mod api;
 mod backoff;
 mod context;
@@ -68,12 +69,22 @@ use k8s_openapi::api::core::v1::{Pod, Service};
 use lifecycle::Drain;
 use tower::util::BoxCloneSyncService;
 
+use crate::admission::Admission;
 use crate::context::Context;
 use crate::machine::Machine;
 use crate::sources::Sources;
 use crate::tokens::Tokens;
 
 pub use register::RegisterError;
+
+/// What a node has for its pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Processors.
+    pub cpus: usize,
+    /// Bytes of memory.
+    pub memory: u64,
+}
 
 /// What an agent must be told.
 #[derive(Clone)]
@@ -92,6 +103,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// Pods that this node takes at most.
     pub max_pods: u32,
+    /// What the node says it has, if that is not what the machine has.
+    pub capacity: Option<Capacity>,
     /// Labels of the Node object besides the well-known ones.
     pub labels: BTreeMap<String, String>,
     /// `nodeInfo.kubeletVersion`, such as `v1.36.3`.
@@ -120,6 +133,7 @@ impl Config {
             cluster_dns,
             cluster_domain: "cluster.local".to_owned(),
             max_pods: 110,
+            capacity: None,
             labels: BTreeMap::new(),
             kubelet_version: "v1.36.3".to_owned(),
             runtime_version: concat!("wharf://", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -176,15 +190,22 @@ impl Agent {
                 .map_err(|source| StartError::Directory { path, source })?;
         }
         let client = informers.client().clone();
-        let machine = Machine::look(
+        let mut machine = Machine::look(
             &config.data_dir,
             &config.kubelet_version,
             &config.runtime_version,
         );
+        if let Some(capacity) = config.capacity {
+            machine.cpus = capacity.cpus;
+            machine.memory = capacity.memory;
+        }
         let pods = informers.of_fields::<Pod>(&format!("spec.nodeName={}", config.node_name));
         let services = informers.of::<Service>();
+        let allocatable = machine.allocatable(config.max_pods);
+        let labels = register::labels(&config);
         let context = Arc::new(Context {
             engine,
+            admission: Admission::new(&allocatable, config.max_pods, labels),
             pods: pods.clone(),
             services: services.clone(),
             sources: Sources::new(client.clone()),
@@ -196,7 +217,7 @@ impl Agent {
                 drain.clone(),
             ),
             images_changed: tokio::sync::watch::Sender::new(0),
-            allocatable: machine.allocatable(config.max_pods),
+            allocatable,
             machine_memory: machine.memory,
             client,
             drain,

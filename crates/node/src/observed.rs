@@ -25,6 +25,8 @@ pub(crate) struct Attempt {
     pub(crate) number: u32,
     /// As the pod spec named it then.
     pub(crate) image: String,
+    /// Its full name.
+    pub(crate) image_name: String,
     pub(crate) image_id: String,
     pub(crate) state: ContainerState,
     pub(crate) created_at: Timestamp,
@@ -79,6 +81,7 @@ impl Observed {
                     .get(label::IMAGE)
                     .unwrap_or(&container.image)
                     .clone(),
+                image_name: container.image,
                 id: container.id,
                 image_id: container.image_id,
                 state: container.state,

@@ -409,6 +409,7 @@ mod tests {
                 id: ContainerId((*name).to_owned()),
                 number: 0,
                 image: "x:1".into(),
+                image_name: "docker.io/library/x:1".into(),
                 image_id: "sha256:1".into(),
                 state,
                 created_at: at(-9),

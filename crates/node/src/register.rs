@@ -17,6 +17,7 @@ use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::time::MissedTickBehavior;
 
+use crate::Config;
 use crate::context::Context;
 use crate::machine::{self, Machine};
 use crate::rotate;
@@ -56,7 +57,7 @@ pub(crate) async fn register(context: &Context, machine: &Machine) -> Result<Nod
     let wanted = Node {
         metadata: ObjectMeta {
             name: Some(name.clone()),
-            labels: Some(labels(context)),
+            labels: Some(labels(&context.config)),
             annotations: Some(BTreeMap::from([(
                 "volumes.kubernetes.io/controller-managed-attach-detach".to_owned(),
                 "true".to_owned(),
@@ -79,11 +80,12 @@ pub(crate) async fn register(context: &Context, machine: &Machine) -> Result<Nod
     write_status(context, machine, &found).await.map_err(fail)
 }
 
-fn labels(context: &Context) -> BTreeMap<String, String> {
+/// The Node object's labels.
+pub(crate) fn labels(config: &Config) -> BTreeMap<String, String> {
     let architecture = machine::architecture();
-    let mut labels = context.config.labels.clone();
+    let mut labels = config.labels.clone();
     for (name, value) in [
-        ("kubernetes.io/hostname", context.config.node_name.as_str()),
+        ("kubernetes.io/hostname", config.node_name.as_str()),
         ("kubernetes.io/os", "linux"),
         ("kubernetes.io/arch", architecture),
         ("beta.kubernetes.io/os", "linux"),

@@ -56,8 +56,8 @@ impl Report {
                 self.retry_at = None;
                 Some(pod)
             }
-            // Gone, or another pod by now: the informer will say so.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            // Gone: the informer will say so.
+            Err(kube::Error::Api(status)) if status.code == 404 => {
                 self.frozen = true;
                 None
             }

@@ -142,16 +142,24 @@ fn container_status(
         .as_ref()
         .is_some_and(|terminated| terminated.exit_code == 0);
     let made = current.filter(|attempt| attempt.state != ContainerState::Created);
-    let identity = made.map(|attempt| (container_id(attempt), attempt.image_id.clone()));
-    let (id, image_id) = match (identity, known) {
-        (Some((id, image_id)), _) => (Some(id), image_id),
-        (None, Some(known)) => (known.container_id.clone(), known.image_id.clone()),
-        (None, None) => (None, String::new()),
+    let wanted_image = container.image.clone().unwrap_or_default();
+    let (id, image, image_id) = match (made, known) {
+        (Some(made), _) => (
+            Some(container_id(made)),
+            made.image_name.clone(),
+            made.image_id.clone(),
+        ),
+        (None, Some(known)) => (
+            known.container_id.clone(),
+            known.image.clone(),
+            known.image_id.clone(),
+        ),
+        (None, None) => (None, wanted_image, String::new()),
     };
     let has_run = id.is_some();
     ContainerStatus {
         name: container.name.clone(),
-        image: container.image.clone().unwrap_or_default(),
+        image,
         image_id,
         ready: match member.role {
             Role::Init => succeeded,

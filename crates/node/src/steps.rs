@@ -488,11 +488,17 @@ async fn delete(context: &Context, pod: &Pod) -> Result<(), kube::Error> {
         }),
         ..DeleteParams::default()
     };
-    match pods.delete(pod::name(pod), &params).await {
-        Ok(_) => Ok(()),
-        // Gone already, or another pod has its name by now.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        Err(error) => Err(error),
+    let conflict = match pods.delete(pod::name(pod), &params).await {
+        Ok(_) => return Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => status,
+        Err(error) => return Err(error),
+    };
+    // Another pod may have its name by now.
+    let found = pods.get_opt(pod::name(pod)).await?;
+    match found.is_some_and(|found| pod::uid(&found) == pod::uid(pod)) {
+        true => Err(kube::Error::Api(conflict)),
+        false => Ok(()),
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 
+use crate::admission::Rejection;
 use crate::backoff::BackOffs;
 use crate::context::Context;
 use crate::local::{Busy, Local};
@@ -97,6 +98,7 @@ pub(crate) struct Worker {
     pub(crate) volumes: Option<VolumeKeeper>,
     pub(crate) report: Report,
     pub(crate) news: mpsc::Sender<News>,
+    admitted: bool,
     pub(crate) torn_down: bool,
     pub(crate) removed: bool,
     /// When to look again, if nothing happens before.
@@ -178,6 +180,7 @@ impl Worker {
             volumes: None,
             report,
             news,
+            admitted: false,
             torn_down: false,
             removed: false,
             again_at: None,
@@ -301,6 +304,14 @@ impl Worker {
             });
         } else if pod::is_terminal(&self.pod) {
             self.end(End::default());
+        } else if let Err(rejection) = self.admit() {
+            let Rejection { reason, message } = rejection;
+            self.context
+                .event(&self.pod, None, EventType::Warning, &reason, &*message);
+            self.end(End {
+                failure: Some((reason, format!("Pod was rejected: {message}"))),
+                account_for_all: false,
+            });
         } else if self.is_past_deadline() {
             let message = "Pod was active on the node longer than the specified deadline";
             let reason = "DeadlineExceeded";
@@ -311,6 +322,15 @@ impl Worker {
                 account_for_all: true,
             });
         }
+    }
+
+    fn admit(&mut self) -> Result<(), Rejection> {
+        if !self.admitted {
+            let runs_already = self.observed.exists;
+            self.context.admission.admit(&self.pod, runs_already)?;
+            self.admitted = true;
+        }
+        Ok(())
     }
 
     fn is_past_deadline(&mut self) -> bool {
@@ -462,6 +482,7 @@ impl Worker {
             self.stop_sandbox();
             return;
         }
+        self.context.admission.release(pod::uid(&self.pod));
         self.mode = Mode::Ended { end };
     }
 

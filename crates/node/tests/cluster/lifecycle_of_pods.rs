@@ -369,7 +369,7 @@ async fn a_new_image_replaces_the_container() {
             state["restartCount"] == 1 && state["state"]["running"].is_object()
         })
         .await;
-    assert_eq!(container(&pod, "c")["image"], "app:2");
+    assert_eq!(container(&pod, "c")["image"], "docker.io/library/app:2");
     house
         .until_said(
             "web",
@@ -386,6 +386,63 @@ async fn a_deadline_ends_a_pod() {
     house.run("web", spec).await;
     let pod = house.until_phase("web", "Failed").await;
     assert_eq!(pod["status"]["reason"], "DeadlineExceeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_does_not_fit_fails() {
+    let house = House::new().await;
+    let spec = json!({"containers": [{"name": "c", "image": "app:1", "resources": {"requests": {"cpu": "1000"}}}]});
+    house.run("web", spec).await;
+    let pod = house.until_phase("web", "Failed").await;
+    assert_eq!(pod["status"]["reason"], "OutOfcpu");
+    let message = pod["status"]["message"].as_str().expect("a message");
+    assert!(message.starts_with(
+        "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, "
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_in_files_and_variables() {
+    let house = House::new().await;
+    house
+        .create::<k8s_openapi::api::core::v1::Secret>(
+            json!({"metadata": {"name": "s"}, "stringData": {"user": "me", "word": "open"}}),
+        )
+        .await;
+    house
+        .run(
+            "web",
+            json!({
+                "containers": [{
+                    "name": "c", "image": "app:1",
+                    "envFrom": [{"prefix": "S_", "secretRef": {"name": "s"}}],
+                    "env": [{"name": "GREETING", "value": "$(S_user)@$(HOST)"}],
+                    "volumeMounts": [
+                        {"name": "v", "mountPath": "/v"},
+                        {"name": "e", "mountPath": "/e", "subPath": "a/b"},
+                    ],
+                }],
+                "volumes": [
+                    {"name": "v", "secret": {"secretName": "s", "items": [{"key": "word", "path": "deep/word"}]}},
+                    {"name": "e", "emptyDir": {"medium": "Memory"}},
+                ],
+            }),
+        )
+        .await;
+    house.until_ready("web").await;
+    assert_eq!(
+        house.engine.read("c", "/v/deep/word").as_deref(),
+        Some("open")
+    );
+    let (_, spec) = house.engine.containers("c").pop().expect("it runs");
+    let variable = |name: &str| {
+        let mut found = spec.env.iter().filter(|(known, _)| known == name);
+        found.next().map(|(_, value)| value.as_str())
+    };
+    assert_eq!(variable("S_word"), Some("open"));
+    assert_eq!(variable("GREETING"), Some("me@$(HOST)"));
+    house.delete("web").await;
+    house.until_gone("web").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
