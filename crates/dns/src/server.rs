@@ -1,26 +1,33 @@
 //! Listening, on UDP and TCP.
+//!
+//! What the zone knows is answered on the spot; only what resolvers must be asked gets a task of its
+//! own. Both those tasks and TCP connections are limited: beyond the limit, the former are told that
+//! it cannot be done now, and the latter wait for their turn in the kernel.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use hickory_proto::op::{Edns, Header, HeaderCounts, Metadata, OpCode, ResponseCode};
-use hickory_proto::rr::{DNSClass, Name, Record, RecordType};
-use hickory_server::net::runtime::Time;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponseBuilder;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
-use crate::upstream::{Said, Upstream};
-use crate::zone::{Reply, Zone};
+use crate::answer::{Answering, First, write_for_tcp, write_for_udp};
+use crate::{Upstream, Zone};
 
-/// A TCP connection on which nothing is asked for this long is closed.
+/// A TCP connection on which nothing is asked or taken for this long is closed.
 const TIMEOUT_TCP: Duration = Duration::from_secs(5);
-/// Answers that wait to be written to one TCP connection.
-const TCP_RESPONSES: usize = 16;
-/// Limits of what a UDP answer may take; between them the client decides (RFC 6891, 6.2.5).
-const UDP_BYTES: std::ops::RangeInclusive<u16> = 512..=4096;
+/// TCP connections at one time, at each address.
+const CONNECTIONS_MAX: usize = 128;
+/// Questions of UDP clients for which resolvers are being asked, at each address.
+const OUTSIDE_MAX: usize = 512;
+/// Questions are short; what is longer is not read.
+const QUESTION_BYTES: usize = 4096;
+/// When the kernel cannot give another socket, a moment later it may.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why the server cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +54,8 @@ fn hint(source: &io::Error) -> &'static str {
 
 /// A name server that listens. Dropping it ends it.
 pub struct Server {
-    inner: hickory_server::Server<Answering>,
     addresses: Vec<SocketAddr>,
+    serving: JoinSet<()>,
 }
 
 impl Server {
@@ -58,12 +65,9 @@ impl Server {
         zone: Zone,
         upstream: Upstream,
     ) -> Result<Server, BindError> {
-        let mut inner = hickory_server::Server::new(Answering {
-            zone,
-            upstream,
-            turn: AtomicUsize::new(0),
-        });
+        let answering = Arc::new(Answering::new(zone, upstream));
         let mut bound = Vec::new();
+        let mut sockets = Vec::new();
         for address in addresses {
             let failed = |protocol| {
                 move |source| BindError {
@@ -75,13 +79,17 @@ impl Server {
             let listener = TcpListener::bind(address).await.map_err(failed("TCP"))?;
             let address = listener.local_addr().map_err(failed("TCP"))?;
             let socket = UdpSocket::bind(address).await.map_err(failed("UDP"))?;
-            inner.register_socket(socket);
-            inner.register_listener(listener, TIMEOUT_TCP, TCP_RESPONSES);
             bound.push(address);
+            sockets.push((listener, socket));
+        }
+        let mut serving = JoinSet::new();
+        for (listener, socket) in sockets {
+            serving.spawn(serve_udp(Arc::new(socket), answering.clone()));
+            serving.spawn(serve_tcp(listener, answering.clone()));
         }
         Ok(Server {
-            inner,
             addresses: bound,
+            serving,
         })
     }
 
@@ -92,154 +100,96 @@ impl Server {
 
     /// Stops listening; answers that are being made are not waited for.
     pub async fn close(mut self) {
-        if let Err(error) = self.inner.shutdown_gracefully().await {
-            tracing::debug!(%error, "the name server ended with an error");
-        }
+        self.serving.shutdown().await;
     }
 }
 
-struct Answering {
-    zone: Zone,
-    upstream: Upstream,
-    turn: AtomicUsize,
-}
-
-/// An answer before it is written.
-struct Answer {
-    code: ResponseCode,
-    authoritative: bool,
-    answers: Vec<Record>,
-    authorities: Vec<Record>,
-    additionals: Vec<Record>,
-}
-
-impl Answer {
-    fn only(code: ResponseCode) -> Answer {
-        Answer {
-            code,
-            authoritative: false,
-            answers: Vec::new(),
-            authorities: Vec::new(),
-            additionals: Vec::new(),
-        }
-    }
-}
-
-impl From<Said> for Answer {
-    fn from(said: Said) -> Answer {
-        Answer {
-            answers: said.answers,
-            authorities: said.authorities,
-            ..Answer::only(said.code)
-        }
-    }
-}
-
-impl Answering {
-    async fn answer(&self, name: &Name, kind: RecordType) -> Answer {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let ours = |code| Answer {
-            authoritative: true,
-            ..Answer::only(code)
-        };
-        match self.zone.ask(name, kind, turn) {
-            Reply::Records {
-                answers,
-                additionals,
-                elsewhere: None,
-            } => Answer {
-                answers,
-                additionals,
-                ..ours(ResponseCode::NoError)
-            },
-            Reply::Records {
-                mut answers,
-                elsewhere: Some(target),
-                ..
-            } => {
-                // Clients do not follow aliases themselves: the answer is whole or a failure.
-                let said = self.upstream.ask(target, kind).await;
-                answers.extend(said.answers);
-                let answer = Answer {
-                    answers,
-                    authorities: said.authorities,
-                    ..ours(said.code)
-                };
-                Answer {
-                    authoritative: false,
-                    ..answer
-                }
-            }
-            Reply::NoData(authority) => Answer {
-                authorities: vec![*authority],
-                ..ours(ResponseCode::NoError)
-            },
-            Reply::NoName(authority) => Answer {
-                authorities: vec![*authority],
-                ..ours(ResponseCode::NXDomain)
-            },
-            Reply::Elsewhere => self.upstream.ask(name.clone(), kind).await.into(),
-        }
-    }
-
-    async fn answer_request(&self, request: &Request) -> Answer {
-        if request.metadata.op_code != OpCode::Query {
-            return Answer::only(ResponseCode::NotImp);
-        }
-        let Ok(info) = request.request_info() else {
-            return Answer::only(ResponseCode::FormErr);
-        };
-        if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-            return Answer::only(ResponseCode::BADVERS);
-        }
-        let query = info.query;
-        let transfer = matches!(query.query_type(), RecordType::AXFR | RecordType::IXFR);
-        if query.query_class() != DNSClass::IN || transfer {
-            return Answer::only(ResponseCode::Refused);
-        }
-        // The name goes back as it was written, upper case and all.
-        self.answer(query.original().name(), query.query_type())
-            .await
-    }
-}
-
-#[async_trait::async_trait]
-impl RequestHandler for Answering {
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut response_handle: R,
-    ) -> ResponseInfo {
-        let answer = self.answer_request(request).await;
-        let mut metadata = Metadata::response_from_request(&request.metadata);
-        metadata.response_code = answer.code;
-        metadata.authoritative = answer.authoritative;
-        metadata.recursion_available = true;
-        let edns = request.edns.as_ref().map(|asked| {
-            let mut edns = Edns::new();
-            let bytes = asked
-                .max_payload()
-                .clamp(*UDP_BYTES.start(), *UDP_BYTES.end());
-            edns.set_max_payload(bytes);
-            edns
-        });
-        let builder = MessageResponseBuilder::new(&request.queries, edns.as_ref());
-        let response = builder.build(
-            metadata,
-            answer.answers.iter(),
-            answer.authorities.iter(),
-            [],
-            answer.additionals.iter(),
-        );
-        match response_handle.send_response(response).await {
-            Ok(info) => info,
+async fn serve_udp(socket: Arc<UdpSocket>, answering: Arc<Answering>) {
+    let mut buffer = vec![0; QUESTION_BYTES];
+    let mut outside = JoinSet::new();
+    loop {
+        let (length, client) = match socket.recv_from(&mut buffer).await {
+            Ok(received) => received,
             Err(error) => {
-                tracing::debug!(%error, client = %request.src(), "cannot send an answer");
-                ResponseInfo::from(Header {
-                    metadata,
-                    counts: HeaderCounts::default(),
-                })
+                tracing::debug!(%error, "cannot receive a question");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        while outside.try_join_next().is_some() {}
+        let answer = match answering.first(&buffer[..length]) {
+            First::Answer(answer) => *answer,
+            First::Ask(question) if outside.len() >= OUTSIDE_MAX => question.give_up(),
+            First::Ask(question) => {
+                let (socket, answering) = (socket.clone(), answering.clone());
+                outside.spawn(async move {
+                    let answer = answering.complete(*question).await;
+                    send(&socket, &write_for_udp(answer), client).await;
+                });
+                continue;
+            }
+            First::Nothing => continue,
+        };
+        send(&socket, &write_for_udp(answer), client).await;
+    }
+}
+
+async fn send(socket: &UdpSocket, bytes: &[u8], client: SocketAddr) {
+    if let Err(error) = socket.send_to(bytes, client).await {
+        tracing::debug!(%client, %error, "cannot send an answer");
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, answering: Arc<Answering>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = JoinSet::new();
+    loop {
+        let place = room
+            .clone()
+            .acquire_owned()
+            .await
+            .expect("the semaphore is never closed");
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let answering = answering.clone();
+                connections.spawn(async move {
+                    // Errors are the client's: it hung up, or was silent for too long.
+                    let _ = serve_connection(stream, &answering).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::debug!(%error, "cannot accept a connection");
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
+}
+
+/// One question after the other, each behind its length (RFC 1035, 4.2.2).
+async fn serve_connection(mut stream: TcpStream, answering: &Answering) -> io::Result<()> {
+    let mut question = Vec::new();
+    loop {
+        timeout(TIMEOUT_TCP, read(&mut stream, &mut question)).await??;
+        let answer = match answering.first(&question) {
+            First::Answer(answer) => *answer,
+            First::Ask(question) => answering.complete(*question).await,
+            First::Nothing => return Ok(()),
+        };
+        let bytes = write_for_tcp(answer);
+        let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
+        let framed = [&length.to_be_bytes()[..], &bytes].concat();
+        timeout(TIMEOUT_TCP, stream.write_all(&framed)).await??;
+    }
+}
+
+async fn read(stream: &mut TcpStream, question: &mut Vec<u8>) -> io::Result<()> {
+    let length = usize::from(stream.read_u16().await?);
+    if length > QUESTION_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    question.resize(length, 0);
+    stream.read_exact(question).await?;
+    Ok(())
 }

@@ -172,6 +172,9 @@ async fn rubbish_is_survived() {
         code(update).await.metadata.response_code,
         ResponseCode::NotImp
     );
+    let (malformed, _) = send(at, &[0x12, 0x67, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xff]).await;
+    assert_eq!(malformed.metadata.response_code, ResponseCode::FormErr);
+    assert_eq!(malformed.metadata.id, 0x1267);
     let transfer = question("cluster.local", RecordType::AXFR);
     assert_eq!(
         code(transfer).await.metadata.response_code,
@@ -179,6 +182,21 @@ async fn rubbish_is_survived() {
     );
     let answer = ask(&server, "web.default.svc.cluster.local", RecordType::A).await;
     assert_eq!(addresses(&answer).len(), 1);
+}
+
+#[tokio::test]
+async fn idle_connections_do_not_keep_others_out_for_ever() {
+    let server = server(&zone_of(1), nobody()).await;
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(
+            TcpStream::connect(server.addresses()[0])
+                .await
+                .expect("connects"),
+        );
+    }
+    let message = question("web.default.svc.cluster.local", RecordType::A);
+    assert_eq!(addresses(&ask_over_tcp(&server, &message).await).len(), 1);
 }
 
 /// A resolver that knows one address for every name but `nobody.…`, and does not answer for `silent.…`.

@@ -104,18 +104,18 @@ where
         kind,
         source: Box::new(kube::Error::SerdeError(error)),
     })?;
-    match api.create(&PostParams::default(), &wanted).await {
+    let refusal = match api.create(&PostParams::default(), &wanted).await {
         Ok(_) => return Ok(()),
-        Err(error) if has_code(&error, 409) => {}
-        // An address that an older object of the same name has is "already allocated".
-        Err(error) if has_code(&error, 422) => {}
+        // It is there; or its address is, which is "already allocated" to it.
+        Err(error) if has_code(&error, 409) || has_code(&error, 422) => error,
         Err(error) => return Err(failed("create")(error)),
-    }
+    };
     match api
         .patch(NAME, &PatchParams::default(), &Patch::Merge(&object))
         .await
     {
         Ok(_) => Ok(()),
+        Err(error) if has_code(&error, 404) => Err(failed("create")(refusal)),
         Err(error) if has_code(&error, 422) => {
             tracing::info!(kind, name = NAME, "making it anew: {error}");
             api.delete(NAME, &DeleteParams::default())

@@ -82,7 +82,7 @@ pub(crate) fn cluster_addresses(spec: &ServiceSpec) -> Vec<Ipv4Addr> {
         .cluster_ips
         .as_deref()
         .filter(|listed| !listed.is_empty());
-    let all = listed.unwrap_or_else(|| spec.cluster_ip.as_slice());
+    let all = listed.unwrap_or(spec.cluster_ip.as_slice());
     all.iter()
         .filter_map(|address| address.parse().ok())
         .collect()

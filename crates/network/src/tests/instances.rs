@@ -102,6 +102,8 @@ fn a_table_that_somebody_removed_comes_back() {
         tokio::time::timeout(PATIENCE, healed)
             .await
             .expect("it comes back by itself");
+        let whole = get(SocketAddr::from((VIP, 80)));
+        assert_eq!(whole.expect("services are there again").name, "pod");
         flush();
         let other = service("default/other", vec![port(tcp(Some(VIP), 82), &[backend])]);
         network
