@@ -302,12 +302,23 @@ impl Inner {
         }
         // The connection is over: the keeper ended, by itself or because it was asked to.
         sandbox.forget_keeper();
-        let (inner, one) = (Arc::clone(&self), Arc::clone(&sandbox));
-        let buried = tokio::task::spawn_blocking(move || inner.bury(&one)).await;
-        if let Ok(Err(error)) = buried {
+        if let Err(error) = self.tidy(&sandbox).await {
             tracing::warn!(sandbox = sandbox.id.0, %error, "what a keeper left is not in order");
         }
         self.listeners.tell(&Event::SandboxGone(sandbox.id.clone()));
+    }
+
+    /// As [`Inner::bury`], beside the async workers.
+    async fn tidy(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), KeeperError> {
+        let (inner, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+        match tokio::task::spawn_blocking(move || inner.bury(&sandbox)).await {
+            Ok(result) => result,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The program ends; the next one finds it.
+                Err(_) => Ok(()),
+            },
+        }
     }
 
     /// After a keeper is gone. One that ended as it should has left nothing to do.
@@ -457,7 +468,7 @@ impl Inner {
     }
 
     /// Ends the keeper and gives the address back.
-    async fn stop(&self, sandbox: &Sandbox) -> Result<(), Error> {
+    async fn stop(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         let name = &sandbox.id.0;
         // First, so that nothing new comes in while everything ends.
         self.config
@@ -471,13 +482,14 @@ impl Inner {
                 .await
                 .map_err(|error| machine("end the keeper of", name, error))?;
             sandbox.forget_keeper();
-            self.bury(sandbox)
+            self.tidy(sandbox)
+                .await
                 .map_err(|error| machine("clear up after", name, error))?;
         }
         Ok(())
     }
 
-    async fn remove(&self, id: &SandboxId) -> Result<(), Error> {
+    async fn remove(self: &Arc<Self>, id: &SandboxId) -> Result<(), Error> {
         let Ok(sandbox) = self.sandbox(id) else {
             return Ok(());
         };

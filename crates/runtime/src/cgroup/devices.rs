@@ -309,6 +309,32 @@ mod tests {
     }
 
     #[test]
+    fn the_kernel_takes_the_program() {
+        let cgroups = super::super::Cgroups::detect().expect("there are cgroups");
+        let path = format!("/wharf-test-devices-{}", std::process::id());
+        let Some(directory) = cgroups
+            .version_2_directory(&path)
+            .filter(|_| rustix::process::geteuid().is_root())
+        else {
+            return;
+        };
+        std::fs::create_dir(&directory).expect("root may make cgroups");
+        let result = restrict_devices(&directory, DEFAULT);
+        let script = "echo $$ > $0/cgroup.procs; : < /dev/zero && echo zero; \
+                      mknod $1 c 1 1 && echo made; (: < $1) || echo refused";
+        let node = tempfile::tempdir().expect("a temporary directory can be made");
+        let output = std::process::Command::new("sh")
+            .args(["-c", script])
+            .args([&directory, &node.path().join("mem")])
+            .output()
+            .expect("a shell runs");
+        std::fs::remove_dir(&directory).expect("nobody is in it");
+        result.expect("the verifier accepts it");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(said, "zero\nmade\nrefused\n", "{output:?}");
+    }
+
+    #[test]
     fn the_program_decides_as_its_rules_say() {
         let check = |kind, access, major, minor, expected| {
             assert_eq!(

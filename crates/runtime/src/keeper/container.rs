@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -93,7 +92,7 @@ impl Container {
     pub(super) fn open_streams(&mut self) -> Result<NearEnds, Refusal> {
         let spec = &self.record.spec;
         self.log = LogFile::open(spec.log_path.clone()).map_err(|error| {
-            let path = spec.log_path.clone().unwrap_or_else(PathBuf::new);
+            let path = spec.log_path.clone().unwrap_or_default();
             machine(&format!("open the log {}", path.display()), &error)
         })?;
         if spec.tty {
