@@ -217,6 +217,11 @@ impl Kind {
         faults
     }
 
+    /// What each request for the kind is warned of, reads too: the kind is going.
+    pub fn deprecated(&self) -> Option<&'static str> {
+        self.rules.deprecated
+    }
+
     /// What is allowed but deserves a `Warning` header.
     pub fn warnings(&self, object: &Value) -> Vec<String> {
         (self.rules.warnings)(object)

@@ -312,23 +312,42 @@ pub(crate) fn dns1123_subdomain_with_underscore(value: &str) -> Vec<String> {
 pub(crate) fn ip_address(value: &str) -> Option<String> {
     match value.parse::<std::net::IpAddr>() {
         Ok(_) => None,
+        Err(_) if has_leading_zeros(value) => Some("must not have leading 0s".to_owned()),
         Err(_) => Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()),
     }
 }
 
+/// Whether this is an IPv4 address but for zeros that some programs take for octal.
+fn has_leading_zeros(value: &str) -> bool {
+    let part = |part: &str| part.len() <= 3 && part.parse::<u8>().is_ok();
+    value.split('.').count() == 4 && value.split('.').all(part)
+}
+
 /// A range of addresses.
 pub(crate) fn cidr(value: &str) -> Option<String> {
-    let valid = value.split_once('/').is_some_and(|(address, bits)| {
-        let limit = match address.parse::<std::net::IpAddr>() {
-            Ok(std::net::IpAddr::V4(_)) => 32,
-            Ok(std::net::IpAddr::V6(_)) => 128,
-            Err(_) => return false,
-        };
-        bits.len() <= 3
-            && bits.bytes().all(|byte| byte.is_ascii_digit())
-            && bits.parse::<u8>().is_ok_and(|bits| bits <= limit)
-    });
-    (!valid).then(|| "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned())
+    let wrong =
+        || Some("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned());
+    let Some((address, bits)) = value.split_once('/') else {
+        return wrong();
+    };
+    let (Ok(address), true) = (
+        address.parse::<std::net::IpAddr>(),
+        bits.bytes().all(|byte| byte.is_ascii_digit()),
+    ) else {
+        return wrong();
+    };
+    let (number, width) = match address {
+        std::net::IpAddr::V4(address) => (u128::from(u32::from(address)), 32),
+        std::net::IpAddr::V6(address) => (u128::from(address), 128),
+    };
+    match bits.parse::<u32>() {
+        Ok(bits) if bits <= width => {
+            let beyond = (1_u128.checked_shl(width - bits).unwrap_or(0)).wrapping_sub(1);
+            (number & beyond != 0)
+                .then(|| "must not have bits set beyond the prefix length".to_owned())
+        }
+        _ => wrong(),
+    }
 }
 
 /// A number or a percentage: `25%`.

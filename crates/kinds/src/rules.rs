@@ -19,6 +19,8 @@ pub(crate) struct Rules {
     pub(crate) prepare_update: fn(&mut Value, &Value, Option<&str>),
     pub(crate) validate: fn(&Value, &mut Vec<Fault>),
     pub(crate) validate_update: fn(&Value, &Value, Option<&str>, &mut Vec<Fault>),
+    /// What every request for the kind is warned of.
+    pub(crate) deprecated: Option<&'static str>,
     pub(crate) warnings: fn(&Value) -> Vec<String>,
     pub(crate) columns: &'static [Heading],
     pub(crate) cells: fn(&Value, Timestamp) -> Vec<Value>,
@@ -40,6 +42,7 @@ impl Rules {
         prepare_update: |_, _, _| {},
         validate: |_, _| {},
         validate_update: |_, _, _, _| {},
+        deprecated: None,
         warnings: |_| Vec::new(),
         columns: &[Heading::NAME, Heading::CREATED_AT],
         cells: |object, _| {

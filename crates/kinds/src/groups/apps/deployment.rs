@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::replica_set::selector_faults;
 use crate::fault::{Fault, Path};
-use crate::groups::core::{default_pod_spec, validate_workload};
+use crate::groups::core::{default_pod_spec, validate_workload, workload_warnings};
 use crate::metadata::{self, IMMUTABLE, NOT_NEGATIVE, count_generation};
 use crate::names;
 use crate::read::{fill, text};
@@ -47,6 +47,7 @@ pub(crate) const RULES: Rules = Rules {
         validate(new, faults);
         selector_stays(new, old, faults);
     },
+    warnings: workload_warnings,
     columns: &[
         Heading::NAME,
         Heading::text("Ready", "Number of the pod with ready state"),

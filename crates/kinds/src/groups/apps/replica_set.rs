@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::deployment::{not_negative, selector_stays};
 use crate::Selector;
 use crate::fault::{Fault, Path};
-use crate::groups::core::{default_pod_spec, validate_workload};
+use crate::groups::core::{default_pod_spec, validate_workload, workload_warnings};
 use crate::labels::{show_selector, validate_selector};
 use crate::metadata::{self, count_generation};
 use crate::read::list;
@@ -43,6 +43,7 @@ pub(crate) const RULES: Rules = Rules {
         validate(new, faults);
         selector_stays(new, old, faults);
     },
+    warnings: workload_warnings,
     columns: &[
         Heading::NAME,
         Heading::of("Desired", SPEC_TYPE, "replicas").number(),

@@ -23,6 +23,7 @@ pub(crate) const RULES: Rules = Rules {
             }
         }
     },
+    deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     validate,
     validate_update: |new, _, _, faults| validate(new, faults),
     columns: &[

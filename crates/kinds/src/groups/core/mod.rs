@@ -5,6 +5,7 @@ mod env;
 mod pod_defaults;
 mod pod_spec;
 mod pod_table;
+mod pod_warnings;
 mod probe;
 mod resources;
 mod scheduling;
@@ -24,3 +25,4 @@ pub(crate) mod service_account;
 
 pub(crate) use pod_defaults::pod_spec as default_pod_spec;
 pub(crate) use pod_spec::validate_workload;
+pub(crate) use pod_warnings::workload as workload_warnings;

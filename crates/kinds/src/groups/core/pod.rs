@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{pod_defaults, pod_spec, pod_table};
+use super::{pod_defaults, pod_spec, pod_table, pod_warnings};
 use crate::fault::{Fault, Path};
 use crate::metadata::count_generation;
 use crate::read::{entries, list, remove, text};
@@ -16,6 +16,7 @@ pub(crate) const RULES: Rules = Rules {
     prepare_update,
     validate: |pod, faults| pod_spec::validate(&pod["spec"], SPEC, faults),
     validate_update,
+    warnings: pod_warnings::pod,
     columns: pod_table::COLUMNS,
     cells: pod_table::cells,
     fields,
@@ -26,6 +27,10 @@ const SPEC: Path<'static> = Path::new("spec");
 
 fn prepare_create(pod: &mut Value) {
     pod["metadata"]["generation"] = 1.into();
+    let grace = &mut pod["spec"]["terminationGracePeriodSeconds"];
+    if grace.as_i64().is_some_and(|seconds| seconds < 0) {
+        *grace = 1.into();
+    }
     pod["status"] = json!({"phase": "Pending", "qosClass": qos_class(&pod["spec"])});
     if !list(&pod["spec"], "schedulingGates").is_empty() {
         pod["status"]["conditions"] = json!([{

@@ -9,7 +9,7 @@ use super::scheduling::{self, within};
 use super::{resources, security, volume};
 use crate::fault::{Fault, Path};
 use crate::labels::validate_selector;
-use crate::metadata::{NOT_NEGATIVE, validate_annotations, validate_labels};
+use crate::metadata::{validate_annotations, validate_labels};
 use crate::names;
 use crate::read::{flag, list, text};
 
@@ -42,7 +42,14 @@ pub(crate) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     gates(spec, path, faults);
     dns_config(spec, path.child("dnsConfig"), faults);
     named(spec, path, faults);
-    numbers(spec, path, faults);
+    within(
+        spec,
+        "activeDeadlineSeconds",
+        1,
+        i64::from(i32::MAX),
+        path,
+        faults,
+    );
     host_aliases(list(spec, "hostAliases"), path.child("hostAliases"), faults);
     let os = text(&spec["os"], "name");
     if spec["os"].is_object() {
@@ -124,27 +131,6 @@ fn named(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
             path.child("shareProcessNamespace"),
             true,
             text,
-        ));
-    }
-}
-
-fn numbers(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
-    within(
-        spec,
-        "activeDeadlineSeconds",
-        1,
-        i64::from(i32::MAX),
-        path,
-        faults,
-    );
-    if let Some(grace) = spec["terminationGracePeriodSeconds"]
-        .as_i64()
-        .filter(|grace| *grace < 0)
-    {
-        faults.push(Fault::invalid(
-            path.child("terminationGracePeriodSeconds"),
-            grace,
-            NOT_NEGATIVE,
         ));
     }
 }

@@ -24,6 +24,7 @@ pub(crate) const RULES: Rules = Rules {
     prepare_update,
     validate: |service, faults| validate(service, faults),
     validate_update,
+    warnings,
     columns: &[
         Heading::NAME,
         Heading::of("Type", TYPE, "type"),
@@ -665,6 +666,35 @@ fn policies(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
             &known,
         ));
     }
+}
+
+fn warnings(service: &Value) -> Vec<String> {
+    let spec = &service["spec"];
+    let mut warnings = Vec::new();
+    if text(spec, "clusterIP") == "None" {
+        if !text(spec, "loadBalancerIP").is_empty() {
+            warnings.push("spec.loadBalancerIP is ignored for headless services".to_owned());
+        }
+        if !list(spec, "externalIPs").is_empty() {
+            warnings.push("spec.externalIPs is ignored for headless services".to_owned());
+        }
+        if text(spec, "sessionAffinity") != "None" {
+            warnings.push("spec.SessionAffinity is ignored for headless services".to_owned());
+        }
+    }
+    if !text(spec, "externalName").is_empty() && text(spec, "type") != "ExternalName" {
+        warnings
+            .push("spec.externalName is ignored when spec.type is not \"ExternalName\"".to_owned());
+    }
+    if !list(spec, "externalIPs").is_empty() {
+        let words = "is deprecated and may no longer be implemented in some clusters";
+        warnings.push(format!("spec.externalIPs {words}"));
+    }
+    if text(spec, "trafficDistribution") == "PreferClose" {
+        let words = "\"PreferClose\" is deprecated; use \"PreferSameZone\"";
+        warnings.push(format!("spec.trafficDistribution: {words}"));
+    }
+    warnings
 }
 
 fn cells(service: &Value, now: Timestamp) -> Vec<Value> {

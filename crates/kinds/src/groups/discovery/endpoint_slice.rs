@@ -46,6 +46,10 @@ pub(crate) const RULES: Rules = Rules {
             ));
         }
     },
+    warnings: |slice| match text(slice, "addressType") {
+        "FQDN" => vec!["spec.addressType: FQDN endpoints are deprecated".to_owned()],
+        _ => Vec::new(),
+    },
     columns: &[
         Heading::NAME,
         Heading::of("AddressType", TYPE, "addressType"),
