@@ -17,13 +17,10 @@ use crate::sources::{Data, SourceError, SourceKey, SourceKind, Sources};
 pub(crate) enum EnvError {
     #[error(transparent)]
     Source(#[from] SourceError),
-    #[error("couldn't find key {key} in {kind} {namespace}/{name}")]
+    #[error("couldn't find key {key} in {} {}/{}", kind_of(source_key), source_key.namespace, source_key.name)]
     NoKey {
         key: String,
-        kind: &'static str,
-        namespace: String,
-        name: String,
-        source_key: SourceKey,
+        source_key: Box<SourceKey>,
     },
     #[error(transparent)]
     Field(#[from] FieldError),
@@ -34,9 +31,16 @@ impl EnvError {
     pub(crate) fn waits_for(&self) -> Option<(SourceKey, bool)> {
         match self {
             EnvError::Source(SourceError::NotFound(key)) => Some((key.clone(), true)),
-            EnvError::NoKey { source_key, .. } => Some((source_key.clone(), false)),
+            EnvError::NoKey { source_key, .. } => Some(((**source_key).clone(), false)),
             EnvError::Source(_) | EnvError::Field(_) => None,
         }
+    }
+}
+
+fn kind_of(key: &SourceKey) -> &'static str {
+    match key.kind {
+        SourceKind::ConfigMap => "ConfigMap",
+        SourceKind::Secret => "Secret",
     }
 }
 
@@ -189,13 +193,7 @@ fn referenced(
             None if optional => Ok(None),
             None => Err(EnvError::NoKey {
                 key,
-                kind: match source.kind {
-                    SourceKind::ConfigMap => "ConfigMap",
-                    SourceKind::Secret => "Secret",
-                },
-                namespace: source.namespace.clone(),
-                name: source.name.clone(),
-                source_key: source,
+                source_key: Box::new(source),
             }),
         };
     }

@@ -64,10 +64,11 @@ pub(crate) async fn register(context: &Context, machine: &Machine) -> Result<Nod
             )])),
             ..ObjectMeta::default()
         },
+        status: Some(status(context, machine, &NodeStatus::default()).await),
         ..Node::default()
     };
     let found = match nodes.create(&PostParams::default(), &wanted).await {
-        Ok(made) => made,
+        Ok(made) => return Ok(made),
         Err(kube::Error::Api(status)) if status.code == 409 => {
             let patch = json!({"metadata": {"labels": wanted.metadata.labels}});
             nodes

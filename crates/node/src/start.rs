@@ -357,8 +357,11 @@ fn full_name(container: &Container, image: &ImageInfo) -> String {
     let full = oci::Reference::parse(wanted)
         .map(|reference| reference.to_string())
         .unwrap_or_default();
-    let known = image.references.iter().any(|known| *known == full);
-    if known { full } else { wanted.to_owned() }
+    if image.references.contains(&full) {
+        full
+    } else {
+        wanted.to_owned()
+    }
 }
 
 fn prepare_files(log: &Path, message: &Path) -> Result<(), String> {

@@ -278,7 +278,8 @@ fn lost(
         return Some(state);
     }
     let had_run = known.is_some_and(|known| known.container_id.is_some());
-    if !had_run && !(end.account_for_all && member.role == Role::Main) {
+    let is_accounted_for = end.account_for_all && member.role == Role::Main;
+    if !had_run && !is_accounted_for {
         return None;
     }
     Some(of_terminated(ContainerStateTerminated {

@@ -82,6 +82,7 @@ impl VolumeKeeper {
                 context,
                 pods,
                 written: BTreeMap::new(),
+                subscriptions: Vec::new(),
                 retry: RETRY_MIN,
             }
             .run(sender)
@@ -94,9 +95,16 @@ impl VolumeKeeper {
         }
     }
 
-    /// Tells of a change of the pod: labels and annotations may be projected.
+    /// Tells of a change of the pod: labels and annotations may be projected, the rest does not matter.
     pub(crate) fn update(&self, pod: &Arc<Pod>) {
-        self.pod.send_replace(pod.clone());
+        self.pod.send_if_modified(|known| {
+            let (old, new) = (&known.metadata, &pod.metadata);
+            let differs = old.labels != new.labels || old.annotations != new.annotations;
+            if differs {
+                *known = pod.clone();
+            }
+            differs
+        });
     }
 
     /// The places, once all volumes stand.
@@ -121,6 +129,8 @@ struct Keeper {
     pods: watch::Receiver<Arc<Pod>>,
     /// What was written last: a volume is not written again when nothing changed.
     written: BTreeMap<String, Files>,
+    /// Held from one round to the next, so that watches go on.
+    subscriptions: Vec<Subscription>,
     retry: Duration,
 }
 
@@ -147,17 +157,13 @@ impl Keeper {
                     }
                 });
             }
-            self.wait(round.complete, round.subscriptions, round.renew_at)
-                .await;
+            self.subscriptions = round.subscriptions;
+            self.wait(round.complete, round.renew_at).await;
         }
     }
 
-    async fn wait(
-        &mut self,
-        complete: bool,
-        mut subscriptions: Vec<Subscription>,
-        renew_at: Option<Timestamp>,
-    ) {
+    async fn wait(&mut self, complete: bool, renew_at: Option<Timestamp>) {
+        let subscriptions = &mut self.subscriptions;
         let now = self.context.now();
         let until_renewal =
             renew_at.map(|at| at.duration_since(now).try_into().unwrap_or_default());
