@@ -211,7 +211,7 @@ impl Program {
         let batch = rules.finish();
         match self.connection.execute(&batch) {
             Ok(()) => Ok(()),
-            Err(refused) if refused.errno() == Some(libc::ENOENT) => {
+            Err(refused) if is_not_as_known(&refused) => {
                 tracing::warn!(
                     table = self.table,
                     step = refused.step,
@@ -406,7 +406,7 @@ impl Program {
         self.note(next);
         let (bytes, idle) = match self.send(&difference) {
             Ok(sent) => sent,
-            Err(refused) if refused.errno() == Some(libc::ENOENT) => {
+            Err(refused) if is_not_as_known(&refused) => {
                 tracing::warn!(
                     table = self.table,
                     step = refused.step,
@@ -610,6 +610,12 @@ impl Program {
         }
         difference.classes.extend(class_of(frontend, new));
     }
+}
+
+/// Somebody else has changed the table: something is missing, or there already, or in the way.
+fn is_not_as_known(refused: &Refused) -> bool {
+    let errno = refused.errno();
+    matches!(errno, Some(libc::ENOENT | libc::EEXIST | libc::EBUSY))
 }
 
 fn class_of(frontend: &Frontend, entry: &Programmed) -> Option<Class> {

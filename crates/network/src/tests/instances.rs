@@ -126,6 +126,28 @@ fn a_table_that_somebody_removed_comes_back() {
 }
 
 #[test]
+fn elements_that_somebody_put_in_the_way_are_overruled() {
+    on_a_machine(|config| async move {
+        let network = Network::open(config).await.expect("opens");
+        let pod = Pod::attach(&network, "pod").await;
+        let backend = pod.serve(80);
+        let frontend = tcp(Some(VIP), 80);
+        let wrong = SocketAddrV4::new(pod.address, 81);
+        let mut rules = nft::Rules::new("wharf");
+        let element = table::endpoint_element(&frontend, 0, &wrong);
+        rules.add_elements(table::ENDPOINTS, &[element]);
+        let mut connection = Connection::open(libc::NETLINK_NETFILTER).expect("a socket");
+        connection.execute(&rules.finish()).expect("adds");
+        let change = service("default/web", vec![port(frontend, &[backend])]);
+        network.change_services(change).await.expect("programs");
+        assert_eq!(
+            get(SocketAddr::from((VIP, 80))).expect("answers").name,
+            "pod"
+        );
+    });
+}
+
+#[test]
 fn chains_of_others_that_drop_are_named() {
     on_a_machine(|_| async move {
         assert_eq!(forward_drops().expect("lists"), []);
