@@ -35,6 +35,7 @@ pub(crate) fn answer(path: &str, headers: &HeaderMap) -> Option<Result<Response<
         ["apis"] if wants_aggregated(headers) => {
             return Some(Ok(aggregated(registry.aggregated(false))));
         }
+        [] => Some(paths()),
         ["api"] => Some(registry.api_versions(address)),
         ["apis"] => Some(registry.group_list()),
         ["api", version] => registry.resource_list("", version),
@@ -43,6 +44,37 @@ pub(crate) fn answer(path: &str, headers: &HeaderMap) -> Option<Result<Response<
         _ => return None,
     };
     Some(document.map(plain).ok_or_else(Failure::no_such_resource))
+}
+
+/// `GET /`: where something can be found.
+fn paths() -> Value {
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for (group, versions) in kinds::builtin().group_versions() {
+        if group.is_empty() {
+            paths.extend(versions.iter().map(|version| format!("/api/{version}")));
+        } else {
+            paths.push(format!("/apis/{group}"));
+            paths.extend(
+                versions
+                    .iter()
+                    .map(|version| format!("/apis/{group}/{version}")),
+            );
+        }
+    }
+    paths.sort();
+    serde_json::json!({"paths": paths})
 }
 
 fn wants_aggregated(headers: &HeaderMap) -> bool {

@@ -15,7 +15,7 @@ use lifecycle::Drain;
 use parking_lot::Mutex;
 use serde_json::Value;
 use store::{Key, Store};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::authorize::roles::{self, Roles};
 use crate::authorize::{Authorizer, require};
@@ -55,7 +55,7 @@ pub(crate) struct Core {
     resources: HashMap<String, Arc<Resource>>,
     by_kind: HashMap<String, Arc<Resource>>,
     started: AtomicBool,
-    bodies: Semaphore,
+    bodies: Arc<Semaphore>,
 }
 
 /// A kind with what is worked out from it once.
@@ -180,7 +180,7 @@ impl Core {
             resources,
             by_kind,
             started: AtomicBool::new(false),
-            bodies: Semaphore::new(BODIES),
+            bodies: Arc::new(Semaphore::new(BODIES)),
         })
     }
 
@@ -285,11 +285,7 @@ impl Call {
             },
             query: Query::default(),
             headers: HeaderMap::new(),
-            accept: Accept {
-                shown: crate::options::Shown::Object,
-                notation: crate::options::Notation::Json,
-                pretty: false,
-            },
+            accept: Accept::PLAIN,
             now: core.now(),
             drain: Drain::never(),
             warnings: Mutex::default(),
@@ -378,6 +374,8 @@ async fn answer(
     };
     let caller = impersonate(&core, caller, &parts.headers)?;
     require(&core.authorizer, &caller, &info)?;
+    // Read even where nobody needs it: a connection with half a request in it is of no more use.
+    let (body, _turn) = take_body(&core, &parts, body).await?;
     if !info.is_resource {
         return unresourceful(&core, &info, &parts.headers, &query, &parts.method);
     }
@@ -388,35 +386,33 @@ async fn answer(
             Ok(health::plain_not_found())
         };
     };
-    let accept = Accept::parse(&parts.headers, &query);
-    let now = core.now();
-    let drain = parts
-        .extensions
-        .get::<Drain>()
-        .cloned()
-        .unwrap_or_else(Drain::never);
+    let accept = match Accept::parse(&parts.headers, &query) {
+        Some(accept) => accept,
+        // Streams carry what they like; only answers of objects must be acceptable.
+        None if parts.headers.contains_key(header::UPGRADE) => Accept::PLAIN,
+        None => {
+            return Err(Failure::not_acceptable(matches!(
+                info.verb,
+                "list" | "watch"
+            )));
+        }
+    };
     let call = Call {
         resource: resource.clone(),
         caller,
         info,
         query,
-        // Streams carry what they like; only answers of objects must be acceptable.
-        accept: match accept {
-            Ok(accept) => accept,
-            Err(_) if parts.headers.contains_key(header::UPGRADE) => Accept {
-                shown: crate::options::Shown::Object,
-                notation: crate::options::Notation::Json,
-                pretty: false,
-            },
-            Err(failure) => return Err(failure),
-        },
+        accept,
         headers: std::mem::take(&mut parts.headers),
-        now,
-        drain,
+        now: core.now(),
+        drain: parts
+            .extensions
+            .get::<Drain>()
+            .cloned()
+            .unwrap_or_else(Drain::never),
         warnings: Mutex::default(),
         core,
     };
-    let _turn = turn(&call, &parts).await?;
     let answered = dispatch(&call, Request::from_parts(parts, body)).await;
     let mut response = answered.unwrap_or_else(Failure::into_response);
     for warning in call.warnings.lock().iter() {
@@ -428,27 +424,27 @@ async fn answer(
     Ok(response)
 }
 
-/// Waits until the request may bring its body. Callers inside the process have their bodies in
-/// memory already, and streams have none.
-async fn turn<'a>(
-    call: &'a Call,
+/// The body of a request from the network in memory, when it is its turn. Callers inside the
+/// process have their bodies in memory already, and streams have none.
+async fn take_body(
+    core: &Core,
     parts: &http::request::Parts,
-) -> Result<Option<SemaphorePermit<'a>>, Failure> {
+    body: Body,
+) -> Result<(Body, Option<OwnedSemaphorePermit>), Failure> {
     let from_network = parts.extensions.get::<Certified>().is_some();
-    let has_body = matches!(
-        call.info.verb,
-        "create" | "update" | "patch" | "delete" | "deletecollection"
-    );
-    if !from_network || !has_body || call.headers.contains_key(header::UPGRADE) {
-        return Ok(None);
+    let has_body = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
+    if !from_network || !has_body || parts.headers.contains_key(header::UPGRADE) {
+        return Ok((body, None));
     }
-    match tokio::time::timeout(TIMEOUT_TURN, call.core.bodies.acquire()).await {
-        Ok(Ok(permit)) => Ok(Some(permit)),
-        _ => Err(Failure::too_many_requests(
+    let turn = tokio::time::timeout(TIMEOUT_TURN, core.bodies.clone().acquire_owned()).await;
+    let Ok(Ok(turn)) = turn else {
+        return Err(Failure::too_many_requests(
             "too many requests, please try again later",
             1,
-        )),
-    }
+        ));
+    };
+    let bytes = collect(body).await?;
+    Ok((Body::from(bytes), Some(turn)))
 }
 
 fn authenticate(core: &Core, parts: &http::request::Parts) -> Result<Arc<Caller>, Failure> {
@@ -503,26 +499,23 @@ fn unresourceful(
     method: &Method,
 ) -> Result<Response<Body>, Failure> {
     let path = info.path.as_str();
-    if let Some(response) = health::answer(core, path, query) {
-        return Ok(response);
-    }
-    if let Some(response) = core.tokens.documents(path) {
-        return Ok(response);
-    }
-    if let Some(answer) = discovery::answer(path, headers) {
-        if *method != Method::GET && *method != Method::HEAD {
-            return Err(Failure::method_not_allowed());
+    let answer = health::answer(core, path, query)
+        .or_else(|| core.tokens.documents(path))
+        .map(Ok)
+        .or_else(|| discovery::answer(path, headers))
+        .or_else(|| core.openapi.answer(path, query, headers));
+    match answer {
+        Some(_) if !matches!(*method, Method::GET | Method::HEAD) => {
+            Err(Failure::method_not_allowed())
         }
-        return answer;
+        Some(answer) => answer,
+        None => Ok(health::plain_not_found()),
     }
-    if let Some(answer) = core.openapi.answer(path, query, headers) {
-        return answer;
-    }
-    Ok(health::plain_not_found())
 }
 
 async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>, Failure> {
     let kind = call.resource.kind;
+    check_place(call, request.method())?;
     if !call.info.subresource.is_empty() {
         return subresources::answer(call, request).await;
     }
@@ -535,15 +528,12 @@ async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>,
     if !kind.verbs().iter().any(|verb| verb == call.info.verb) {
         return Err(Failure::method_not_allowed());
     }
-    let namespaced_kind_without_namespace = kind.namespaced()
-        && call.info.namespace.is_empty()
-        && !matches!(call.info.verb, "list" | "watch");
-    let wrong_name = match call.info.verb {
-        "create" | "list" | "deletecollection" => false,
-        "watch" => false,
-        _ => call.info.name.is_empty(),
-    };
-    if namespaced_kind_without_namespace || wrong_name {
+    let without_name = call.info.name.is_empty()
+        && !matches!(
+            call.info.verb,
+            "create" | "list" | "watch" | "deletecollection"
+        );
+    if without_name {
         return Err(Failure::method_not_allowed());
     }
     match call.info.verb {
@@ -562,9 +552,38 @@ async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>,
     }
 }
 
+/// Objects of namespaces are found below a namespace, others are not; lists are found in both.
+fn check_place(call: &Call, method: &Method) -> Result<(), Failure> {
+    if !matches!(
+        *method,
+        Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE
+    ) {
+        return Err(Failure::method_not_allowed());
+    }
+    let info = &call.info;
+    let below_namespace = !info.namespace.is_empty() && info.resource != "namespaces";
+    if call.resource.kind.namespaced() && !below_namespace {
+        let all = info.name.is_empty() || matches!(info.verb, "list" | "watch");
+        return match (all, info.verb) {
+            (true, "list" | "watch") => Ok(()),
+            (true, _) => Err(Failure::method_not_allowed()),
+            (false, _) => Err(Failure::no_such_resource()),
+        };
+    }
+    // Reviews and the like are posted where they are.
+    if !call.resource.kind.namespaced() && below_namespace {
+        return Err(Failure::no_such_resource());
+    }
+    Ok(())
+}
+
 /// The whole body of a request, up to the limit, if it arrives in time.
 pub(crate) async fn read_body(request: Request<Body>) -> Result<Bytes, Failure> {
-    let limited = http_body_util::Limited::new(request.into_body(), BODY_LIMIT);
+    collect(request.into_body()).await
+}
+
+async fn collect(body: Body) -> Result<Bytes, Failure> {
+    let limited = http_body_util::Limited::new(body, BODY_LIMIT);
     let collected = http_body_util::BodyExt::collect(limited);
     match tokio::time::timeout(TIMEOUT_BODY, collected).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),

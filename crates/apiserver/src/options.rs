@@ -62,7 +62,14 @@ impl ListOptions {
             .get("sendInitialEvents")
             .map(|_| query.flag("sendInitialEvents"));
         check_match(query, watch, revision, matching, initial_events)?;
-        let revision = revision.map(parse_revision).transpose()?;
+        let revision = revision
+            .map(|text| match text.parse() {
+                Ok(revision) => Ok(revision),
+                // Upstream dresses this up for lists only.
+                Err(_) if watch => Err(Failure::plain_internal(not_a_revision(text))),
+                Err(_) => parse_revision(text),
+            })
+            .transpose()?;
         let wanted = match (revision, matching) {
             (None, _) => Wanted::Newest,
             (Some(0), _) => Wanted::Any,
@@ -109,10 +116,27 @@ fn check_match(
                 "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
             );
         }
-        if initial_events.is_none() && matching.is_some() {
-            return forbidden(
+        if initial_events.is_none()
+            && let Some(matching) = matching
+        {
+            let mut faults = vec![fault(
+                path,
+                FaultReason::Forbidden,
+                Value::Null,
                 "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            );
+            )];
+            if matching != "NotOlderThan" {
+                faults.push(fault(
+                    path,
+                    FaultReason::NotSupported,
+                    matching,
+                    "supported values: \"NotOlderThan\"",
+                ));
+            }
+            return Err(Failure::invalid(META_GROUP, kind, "", &faults));
+        }
+        if query.get("continue").is_some_and(|token| !token.is_empty()) {
+            return forbidden("resourceVersionMatch is forbidden when continue is provided");
         }
         return Ok(());
     }
@@ -138,7 +162,7 @@ fn check_match(
     }
     match matching {
         "Exact" if revision == Some("0") => {
-            forbidden("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"")
+            forbidden("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"")
         }
         "Exact" | "NotOlderThan" => Ok(()),
         other => Err(invalid(
@@ -147,7 +171,7 @@ fn check_match(
                 path,
                 FaultReason::NotSupported,
                 other,
-                "supported values: \"\", \"Exact\", \"NotOlderThan\"",
+                "supported values: \"Exact\", \"NotOlderThan\", \"\"",
             ),
         )),
     }
@@ -156,11 +180,18 @@ fn check_match(
 /// A revision in a query.
 pub(crate) fn parse_revision(text: &str) -> Result<u64, Failure> {
     text.parse().map_err(|_| {
-        let quoted = kinds::quote(text);
         Failure::bad_request(format!(
-            "invalid resource version: resourceVersion: Invalid value: {quoted}: strconv.ParseUint: parsing {quoted}: invalid syntax"
+            "invalid resource version: {}",
+            not_a_revision(text)
         ))
     })
+}
+
+fn not_a_revision(text: &str) -> String {
+    let quoted = kinds::quote(text);
+    format!(
+        "resourceVersion: Invalid value: {quoted}: strconv.ParseUint: parsing {quoted}: invalid syntax"
+    )
 }
 
 /// How strictly a body is read.
@@ -217,14 +248,20 @@ impl WriteOptions {
                 ),
             ));
         }
-        if let Some(symbol) = manager.chars().find(|symbol| symbol.is_control()) {
+        let control = manager
+            .char_indices()
+            .find(|(_, symbol)| symbol.is_control());
+        if let Some((position, symbol)) = control {
             return Err(invalid(
                 kind,
                 fault(
                     "fieldManager",
                     FaultReason::Invalid,
                     manager,
-                    format!("contains not printable character U+{:04X}", symbol as u32),
+                    format!(
+                        "invalid character U+{:04X} (at position {position})",
+                        symbol as u32
+                    ),
                 ),
             ));
         }
@@ -443,8 +480,15 @@ pub(crate) struct Accept {
 }
 
 impl Accept {
-    /// Chooses the first form in the `Accept` header that can be made.
-    pub(crate) fn parse(headers: &HeaderMap, query: &Query) -> Result<Accept, Failure> {
+    /// The object as JSON.
+    pub(crate) const PLAIN: Accept = Accept {
+        shown: Shown::Object,
+        notation: Notation::Json,
+        pretty: false,
+    };
+
+    /// Chooses the first form in the `Accept` header that can be made, if one can.
+    pub(crate) fn parse(headers: &HeaderMap, query: &Query) -> Option<Accept> {
         let pretty = match query.get("pretty") {
             Some(_) => query.flag("pretty"),
             None => headers
@@ -470,7 +514,7 @@ impl Accept {
             .filter(|part| !part.is_empty())
             .peekable();
         if asked.peek().is_none() {
-            return Ok(accept(Shown::Object, Notation::Json));
+            return Some(accept(Shown::Object, Notation::Json));
         }
         for part in asked {
             let mut parameters = part.split(';').map(str::trim);
@@ -490,20 +534,20 @@ impl Accept {
                 }
             }
             if form.is_empty() {
-                return Ok(accept(Shown::Object, notation));
+                return Some(accept(Shown::Object, notation));
             }
             if group != META_GROUP || !matches!(version, "v1" | "v1beta1") {
                 continue;
             }
             match form {
-                "Table" => return Ok(accept(Shown::Table, notation)),
+                "Table" => return Some(accept(Shown::Table, notation)),
                 "PartialObjectMetadata" | "PartialObjectMetadataList" => {
-                    return Ok(accept(Shown::Partial, notation));
+                    return Some(accept(Shown::Partial, notation));
                 }
                 _ => {}
             }
         }
-        Err(Failure::not_acceptable())
+        None
     }
 }
 
@@ -617,7 +661,7 @@ mod tests {
             headers.insert(header::ACCEPT, accept.parse().expect("a value"));
             let got = Accept::parse(&headers, &Query::default());
             assert_eq!(
-                got.ok().map(|got| (got.shown, got.notation)),
+                got.map(|got| (got.shown, got.notation)),
                 expected,
                 "{accept}"
             );

@@ -163,14 +163,18 @@ impl Failure {
         .details(details)
     }
 
-    /// 406: none of the accepted representations can be made.
-    pub fn not_acceptable() -> Failure {
-        Failure::new(
-            StatusCode::NOT_ACCEPTABLE,
-            "NotAcceptable",
-            "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/json;stream=watch",
-        )
-        .details(json!({}))
+    /// 406: none of the accepted representations can be made; `streams` if those of a watch are among
+    /// them.
+    pub fn not_acceptable(streams: bool) -> Failure {
+        let mut message = String::from(
+            "406: Not Acceptable\n\nAvailable representations: application/json, application/yaml, application/vnd.kubernetes.protobuf",
+        );
+        if streams {
+            message.push_str(
+                ", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch",
+            );
+        }
+        Failure::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message).details(json!({}))
     }
 
     /// 415 for a body of an object.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::handle::Call;
 use crate::route::Query;
-use crate::status::{Failure, FaultReason, fault};
+use crate::status::Failure;
 
 /// What of the object goes with its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,17 +28,10 @@ impl Include {
             "" | "Metadata" => Ok(Include::Metadata),
             "None" => Ok(Include::None),
             "Object" => Ok(Include::Object),
-            other => Err(Failure::invalid(
-                "meta.k8s.io",
-                "TableOptions",
-                "",
-                &[fault(
-                    "includeObject",
-                    FaultReason::Invalid,
-                    other,
-                    "must be 'Metadata', 'Object', 'None', or empty",
-                )],
-            )),
+            other => Err(Failure::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: {}: must be 'Metadata', 'Object', 'None', or empty",
+                kinds::quote(other)
+            ))),
         }
     }
 }

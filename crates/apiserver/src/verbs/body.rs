@@ -20,7 +20,8 @@ pub(crate) fn object(
 ) -> Result<Value, Failure> {
     let encoding = Encoding::of(&call.headers)?;
     let mut object = parse(bytes, encoding, call.resource.kind.kind())?;
-    set_types(call, &call.resource, &mut object)?;
+    set_types(call, &call.resource, &mut object)
+        .map_err(|wrong| wrong.refused(call.resource.kind.kind()))?;
     // YAML readers refuse duplicate keys themselves; protobuf has none.
     let raw =
         (encoding == Encoding::Json && validation != FieldValidation::Ignore).then_some(&bytes[..]);
@@ -95,41 +96,60 @@ impl Encoding {
     }
 }
 
-/// The body as a JSON object.
+/// The body as a JSON object; `expected` is the kind that it should be of.
 pub(crate) fn parse(bytes: &[u8], encoding: Encoding, expected: &str) -> Result<Value, Failure> {
-    let unrecognized = |why: String| {
+    read(bytes, encoding).map_err(|why| {
         Failure::bad_request(format!(
             "the object provided is unrecognized (must be of type {expected}): {why} ({})",
             excerpt(bytes)
         ))
-    };
+    })
+}
+
+/// The body as a JSON object, or why it is none.
+pub(crate) fn read(bytes: &[u8], encoding: Encoding) -> Result<Value, String> {
+    const STEP: &str = "couldn't get version/kind; json parse error";
     let value: Value = match encoding {
-        Encoding::Protobuf => {
-            protobuf::decode(bytes).map_err(|error| unrecognized(error.to_string()))?
-        }
-        Encoding::Yaml => {
-            yaml_value(bytes).map_err(|error| unrecognized(format!("yaml: {error}")))?
-        }
-        Encoding::Json => serde_json::from_slice(bytes).map_err(|error| {
-            unrecognized(format!(
-                "couldn't get version/kind; json parse error: {}",
-                go_syntax_error(bytes, &error)
-            ))
-        })?,
+        Encoding::Protobuf => protobuf::decode(bytes).map_err(|error| error.to_string())?,
+        Encoding::Yaml => yaml_value(bytes).map_err(|error| format!("yaml: {error}"))?,
+        Encoding::Json => serde_json::from_slice(bytes)
+            .map_err(|error| format!("{STEP}: {}", go_syntax_error(bytes, &error)))?,
     };
-    if value.is_object() {
-        return Ok(value);
-    }
-    Err(unrecognized(format!(
-        "couldn't get version/kind; json parse error: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
-        match value {
-            Value::Null => "null",
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) | Value::Object(_) => "array",
+    let members = match &value {
+        Value::Object(members) => members,
+        // Go reads null into anything.
+        Value::Null => return Ok(Value::Object(serde_json::Map::new())),
+        other => {
+            return Err(format!(
+                "{STEP}: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+                go_kind(other)
+            ));
         }
-    )))
+    };
+    for name in ["kind", "apiVersion"] {
+        let odd = members
+            .get(name)
+            .filter(|given| !given.is_null() && !given.is_string());
+        if let Some(odd) = odd {
+            return Err(format!(
+                "{STEP}: json: cannot unmarshal {} into Go struct field .{name} of type string",
+                go_kind(odd)
+            ));
+        }
+    }
+    Ok(value)
+}
+
+/// What Go's decoder calls a value.
+pub(crate) fn go_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 /// YAML as Kubernetes users mean it (YAML 1.1 booleans and octal numbers).
@@ -184,64 +204,89 @@ pub(crate) fn go_syntax_error(bytes: &[u8], error: &serde_json::Error) -> String
         .map(<[u8]>::len)
         .sum();
     let offset = (line_start + error.column().saturating_sub(1)).min(bytes.len().saturating_sub(1));
-    let symbol = bytes.get(offset).map_or(' ', |byte| char::from(*byte));
+    let symbol = match bytes.get(offset) {
+        Some(b'\'') => "\\'".into(),
+        Some(b'"') => "\"".into(),
+        Some(byte @ (0..=0x1f | 0x7f)) => format!("\\x{byte:02x}"),
+        Some(byte) => char::from(*byte).to_string(),
+        None => " ".into(),
+    };
     format!("invalid character '{symbol}' {context}")
 }
 
-/// Fills in `kind` and `apiVersion`, or refuses those of another kind.
+/// Fills in `kind` and `apiVersion`, or says why those that are there are of another kind.
 pub(crate) fn set_types(
     call: &Call,
     resource: &Resource,
     object: &mut Value,
-) -> Result<(), Failure> {
+) -> Result<(), WrongTypes> {
     let kind = resource.kind;
-    let given_version = object["apiVersion"].as_str().unwrap_or_default().to_owned();
-    let given_kind = object["kind"].as_str().unwrap_or_default().to_owned();
+    let or = |given: &Value, else_: &str| match given.as_str().unwrap_or_default() {
+        "" => else_.to_owned(),
+        given => given.to_owned(),
+    };
     let wanted_version = resource.api_version.as_str();
-    let same_kind = given_kind.is_empty() || given_kind == kind.kind();
-    let same_version = given_version.is_empty() || given_version == wanted_version;
-    if !same_kind || !same_version {
-        let api_version = if given_version.is_empty() {
-            wanted_version
-        } else {
-            &given_version
-        };
-        let named = if given_kind.is_empty() {
-            kind.kind()
-        } else {
-            &given_kind
-        };
-        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-        let known = call.core.resource_of_kind(group, version, named).is_some();
-        let internal_group = match kind.group() {
-            "" => "core",
-            group => group.split('.').next().unwrap_or_default(),
-        };
-        let why = if !known {
-            format!(
-                "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
-                kinds::quote(named),
-                kinds::quote(api_version)
-            )
-        } else if named == kind.kind() && group == kind.group() {
-            return Err(Failure::bad_request(format!(
-                "the API version in the data ({api_version}) does not match the expected API version ({wanted_version})"
-            )));
-        } else {
-            format!(
-                "converting ({version}.{named}) to ({internal_group}.{}): unknown conversion",
-                kind.kind()
-            )
-        };
-        return Err(Failure::bad_request(format!(
-            "{named} in version {} cannot be handled as a {}: {why}",
-            kinds::quote(version),
-            kind.kind()
-        )));
+    let api_version = or(&object["apiVersion"], wanted_version);
+    let named = or(&object["kind"], kind.kind());
+    if named == kind.kind() && api_version == wanted_version {
+        object["apiVersion"] = wanted_version.into();
+        object["kind"] = kind.kind().into();
+        return Ok(());
     }
-    object["apiVersion"] = wanted_version.into();
-    object["kind"] = kind.kind().into();
-    Ok(())
+    let (group, version) = api_version.split_once('/').unwrap_or(("", &api_version));
+    let known = call.core.resource_of_kind(group, version, &named).is_some();
+    let same_kind = named == kind.kind() && group == kind.group();
+    let internal_group = match kind.group() {
+        "" => "core",
+        group => group.split('.').next().unwrap_or_default(),
+    };
+    let why = if !known {
+        format!(
+            "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+            kinds::quote(&named),
+            kinds::quote(&api_version)
+        )
+    } else if same_kind {
+        format!(
+            "the API version in the data ({api_version}) does not match the expected API version ({wanted_version})"
+        )
+    } else {
+        format!(
+            "converting ({version}.{named}) to ({internal_group}.{}): unknown conversion",
+            kind.kind()
+        )
+    };
+    Err(WrongTypes {
+        version: version.to_owned(),
+        named,
+        why,
+        plain: known && same_kind,
+    })
+}
+
+/// An object says that it is of another kind than it should be.
+#[derive(Debug)]
+pub(crate) struct WrongTypes {
+    named: String,
+    version: String,
+    pub(crate) why: String,
+    /// Whether the reason stands for itself.
+    plain: bool,
+}
+
+impl WrongTypes {
+    /// The refusal of a body.
+    fn refused(self, expected: &str) -> Failure {
+        if self.plain {
+            return Failure::bad_request(self.why);
+        }
+        Failure::bad_request(format!(
+            "{} in version {} cannot be handled as a {expected}: {}",
+            self.named,
+            kinds::quote(&self.version),
+            self.why
+        ))
+    }
 }
 
 #[cfg(test)]

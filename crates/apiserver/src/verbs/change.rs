@@ -92,10 +92,12 @@ async fn create_named(
 ) -> Result<Done, Failure> {
     let resource = &call.resource;
     let kind = resource.kind;
-    kind.prepare_create(&mut object);
+    // The caller manages what it has sent and what defaults make of it, not what strategy and
+    // admission add.
     if !options.applied {
         managed::track(call, None, &mut object, options, None);
     }
+    kind.prepare_create(&mut object);
     let mut admission = Admission {
         call,
         operation: Operation::Create,
@@ -244,7 +246,7 @@ pub(crate) async fn update(
             .ok_or_else(|| call.not_found())?;
         let old = answer::parse(call, &entry)?;
         let mut new = make(&old)?;
-        check_identity(call, &new, &old)?;
+        check_identity(call, &new, &old, options)?;
         carry_over(&mut new, &old);
         let claims = finish(call, &mut new, &old, options, sub)?;
         if options.dry_run {
@@ -320,15 +322,22 @@ fn finish(
 }
 
 /// Refuses a new state that is meant for another object or another state of it than the stored one.
-fn check_identity(call: &Call, new: &Value, old: &Value) -> Result<(), Failure> {
+fn check_identity(
+    call: &Call,
+    new: &Value,
+    old: &Value,
+    options: &WriteOptions,
+) -> Result<(), Failure> {
     let (uid, old_uid) = (metadata_str(new, "uid"), metadata_str(old, "uid"));
-    if !uid.is_empty() && uid != old_uid {
+    // A patch that changes it is refused by validation.
+    if call.info.verb == "update" && !uid.is_empty() && uid != old_uid {
         let key = call.key();
+        let root = if options.dry_run { "" } else { "/registry" };
         return Err(Failure::conflict(
             call.resource.name(),
             &call.info.name,
             format!(
-                "StorageError: invalid object, Code: 4, Key: /{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
+                "StorageError: invalid object, Code: 4, Key: {root}/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}",
                 call.resource.kind.plural(),
                 key.name
             ),
@@ -351,6 +360,12 @@ fn check_identity(call: &Call, new: &Value, old: &Value) -> Result<(), Failure> 
             ));
         }
         return Ok(());
+    }
+    if revision.parse::<u64>().is_err() {
+        return Err(Failure::plain_internal(format!(
+            "strconv.ParseUint: parsing {}: invalid syntax",
+            kinds::quote(revision)
+        )));
     }
     if revision != metadata_str(old, "resourceVersion") {
         return Err(call.modified());

@@ -69,7 +69,26 @@ pub(crate) fn read_options(call: &Call, bytes: &Bytes) -> Result<DeleteOptions, 
         return DeleteOptions::parse(&call.query, None);
     }
     let encoding = body::Encoding::of(&call.headers)?;
-    let options = body::parse(bytes, encoding, "DeleteOptions")?;
+    let options = body::read(bytes, encoding).map_err(Failure::bad_request)?;
+    let kind = options["kind"].as_str().unwrap_or_default();
+    if !matches!(kind, "" | "DeleteOptions") {
+        let api_version = match options["apiVersion"].as_str().unwrap_or_default() {
+            "" => "meta.k8s.io/v1",
+            given => given,
+        };
+        return Err(Failure::bad_request(format!(
+            "no kind {} is registered for version {} in scheme \"pkg/runtime/scheme.go:111\"",
+            kinds::quote(kind),
+            kinds::quote(api_version)
+        )));
+    }
+    let seconds = &options["gracePeriodSeconds"];
+    if !seconds.is_null() && !seconds.is_i64() && !seconds.is_u64() {
+        return Err(Failure::bad_request(format!(
+            "json: cannot unmarshal {} into Go struct field DeleteOptions.gracePeriodSeconds of type int64",
+            body::go_kind(seconds)
+        )));
+    }
     DeleteOptions::parse(&call.query, Some(&options))
 }
 

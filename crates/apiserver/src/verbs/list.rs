@@ -257,7 +257,7 @@ impl Token {
         };
         let bytes = URL_SAFE_NO_PAD
             .decode(text.trim_end_matches('='))
-            .map_err(|error| not_valid(&error.to_string()))?;
+            .map_err(|error| not_valid(&go_base64_error(text, &error)))?;
         let token: Value = serde_json::from_slice(&bytes)
             .map_err(|error| not_valid(&super::body::go_syntax_error(&bytes, &error)))?;
         if token["v"] != "meta.k8s.io/v1" {
@@ -287,6 +287,16 @@ impl Token {
             after: start.trim_end_matches('\u{0}').to_owned(),
         })
     }
+}
+
+/// Where a text stops being base64, as Go says it.
+fn go_base64_error(text: &str, error: &base64::DecodeError) -> String {
+    let offset = match error {
+        base64::DecodeError::InvalidByte(offset, _)
+        | base64::DecodeError::InvalidLastSymbol(offset, _) => *offset,
+        _ => text.len() / 4 * 4,
+    };
+    format!("illegal base64 data at input byte {offset}")
 }
 
 /// 410 that shows how to go on without consistency.

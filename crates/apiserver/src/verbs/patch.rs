@@ -34,7 +34,13 @@ impl Change {
             "application/merge-patch+json" => Ok(Change::Merge(json(bytes)?)),
             "application/strategic-merge-patch+json" => Ok(Change::Strategic(json(bytes)?)),
             "application/apply-patch+yaml" => body::yaml_value(bytes)
-                .map(Change::Apply)
+                .and_then(|config| match config {
+                    Value::Object(_) => Ok(Change::Apply(config)),
+                    other => Err(format!(
+                        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+                        body::go_kind(&other)
+                    )),
+                })
                 .map_err(|error| Failure::bad_request(format!("error decoding YAML: {error}"))),
             _ => Err(Failure::unsupported_patch()),
         }
@@ -148,8 +154,11 @@ pub(crate) async fn through(
     }
     change::update(call, &options, sub, |old| {
         let mut new = patch.apply(call, old, &options, sub)?;
-        body::set_types(call, &call.resource, &mut new)?;
-        let completed = body::complete(call, &call.resource, &mut new, None, options.validation);
+        let completed = body::set_types(call, &call.resource, &mut new)
+            .map_err(|wrong| wrong.why)
+            .and_then(|()| {
+                body::complete(call, &call.resource, &mut new, None, options.validation)
+            });
         if let Err(why) = completed {
             if applies {
                 return Err(not_converted(call, &why));
@@ -215,6 +224,12 @@ async fn create(
     config: &Value,
     options: &WriteOptions,
 ) -> Result<Response<Body>, Failure> {
+    if metadata_str(config, "name").is_empty() {
+        return Err(Failure::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            call.info.name
+        )));
+    }
     let uid = metadata_str(config, "uid");
     if !uid.is_empty() {
         return Err(Failure::conflict(
@@ -226,7 +241,8 @@ async fn create(
         ));
     }
     let mut object = apply(call, None, config, options, None)?;
-    members(&mut object, "metadata").insert("name".into(), call.info.name.as_str().into());
+    // There is no state yet that a revision could mean.
+    members(&mut object, "metadata").remove("resourceVersion");
     body::complete(call, &call.resource, &mut object, None, options.validation)
         .map_err(|why| not_converted(call, &why))?;
     change::create(call, object, options)

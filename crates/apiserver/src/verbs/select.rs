@@ -41,9 +41,17 @@ impl Selection {
                 .map(|term| term.field.as_str())
                 .find(|field| !known.iter().any(|(known, _)| known == field));
             if let Some(field) = unknown {
-                return Err(Failure::bad_request(format!(
-                    "field label not supported: {field}"
-                )));
+                let plain = known
+                    .iter()
+                    .all(|(known, _)| known.starts_with("metadata."));
+                return Err(Failure::bad_request(if plain {
+                    format!(
+                        "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
+                        kinds::quote(field)
+                    )
+                } else {
+                    format!("field label not supported: {field}")
+                }));
             }
         }
         Ok(Selection { labels, fields })

@@ -61,7 +61,7 @@ pub(crate) fn check_namespace(call: &Call, object: &mut Value) -> Result<(), Fai
         members(object, "metadata").insert("namespace".into(), wanted.as_str().into());
         return Ok(());
     }
-    Err(Failure::bad_request(format!(
-        "the namespace of the object ({given}) does not match the namespace on the URL ({wanted})"
-    )))
+    Err(Failure::bad_request(
+        "the namespace of the provided object does not match the namespace sent on the request",
+    ))
 }

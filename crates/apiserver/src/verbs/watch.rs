@@ -35,7 +35,7 @@ const FRAME_BYTES: usize = 64 * 1024;
 pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
     let options = ListOptions::parse(&call.query, true)?;
     if call.accept.notation == Notation::Yaml {
-        return Err(Failure::not_acceptable());
+        return Err(Failure::not_acceptable(true));
     }
     let mut selection_options = options.clone();
     // The old path form /watch/…/NAME names one object.
@@ -79,10 +79,12 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
                 "too old resource version: {} ({})",
                 after.0, compacted.oldest.0
             ));
-            return Ok(stream_answer(
-                call,
-                futures::stream::iter([Ok::<_, std::convert::Infallible>(error_frame(&failure))]),
-            ));
+            return Ok(stream_answer(futures::stream::iter([Ok::<
+                _,
+                std::convert::Infallible,
+            >(
+                error_frame(&failure),
+            )])));
         }
     };
     let initial: Vec<Arc<Entry<Meta>>> = if with_state {
@@ -111,19 +113,17 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
         end_at: Box::pin(tokio::time::sleep_until(Instant::now() + timeout)),
         drain: call.drain.clone(),
     };
-    Ok(stream_answer(call, following.into_stream()))
+    Ok(stream_answer(following.into_stream()))
 }
 
 fn stream_answer(
-    call: &Call,
     stream: impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send + 'static,
 ) -> Response<Body> {
-    let media_type = match call.accept.shown {
-        Shown::Object => "application/json",
-        Shown::Table => "application/json;as=Table;g=meta.k8s.io;v=v1",
-        Shown::Partial => "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
-    };
-    answer::with_type(StatusCode::OK, Body::from_stream(stream), media_type)
+    answer::with_type(
+        StatusCode::OK,
+        Body::from_stream(stream),
+        "application/json",
+    )
 }
 
 /// Makes frames for one watcher.
