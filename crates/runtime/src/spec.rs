@@ -31,6 +31,8 @@ pub struct SandboxSpec {
     pub keeper_cgroup: String,
     /// Limits on the sandbox as a whole.
     pub resources: Resources,
+    /// Bytes of the `/dev/shm` that its containers share, with an IPC namespace of its own.
+    pub shm_size: u64,
     /// Kept and returned, not looked at.
     pub note: serde_json::Value,
 }
@@ -170,8 +172,6 @@ pub struct ContainerSpec {
     pub log_path: Option<PathBuf>,
     /// -1000…1000, clamped to what the machine allows.
     pub oom_score_adj: Option<i32>,
-    /// Bytes of `/dev/shm`.
-    pub shm_size: u64,
     /// Kept and returned, not looked at.
     pub note: serde_json::Value,
 }

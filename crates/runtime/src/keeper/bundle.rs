@@ -107,10 +107,18 @@ pub(super) struct Surroundings<'a> {
     pub(super) process_namespace: Option<&'a str>,
     /// The machine's process namespace.
     pub(super) host_processes: bool,
-    /// The machine's IPC namespace, and with it its `/dev/shm`.
-    pub(super) host_ipc: bool,
+    /// What `/dev/shm` is.
+    pub(super) memory: Memory<'a>,
     /// A cgroup namespace of its own, as version 2 has it.
     pub(super) cgroup_namespace: bool,
+}
+
+/// Where shared memory comes from.
+pub(super) enum Memory<'a> {
+    /// A directory: the sandbox's, mounted there, or the machine's.
+    Directory(&'a Path),
+    /// A file system of the container's own, of this size in bytes.
+    Own(u64),
 }
 
 /// The whole `config.json`.
@@ -353,19 +361,23 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
             &["nosuid", "noexec", "nodev", "relatime", write],
         ),
     ];
-    if around.host_ipc {
-        mounts.push(json!({
-            "destination": "/dev/shm", "type": "bind", "source": "/dev/shm",
+    mounts.push(match around.memory {
+        Memory::Directory(directory) => json!({
+            "destination": "/dev/shm", "type": "bind", "source": directory,
             "options": ["rbind", "nosuid", "noexec", "nodev", "rprivate"],
-        }));
-    } else {
-        let size = format!("size={}", spec.shm_size);
-        mounts.push(mount(
+        }),
+        Memory::Own(size) => mount(
             "/dev/shm",
             "tmpfs",
-            &["nosuid", "noexec", "nodev", "mode=1777", &size],
-        ));
-    }
+            &[
+                "nosuid",
+                "noexec",
+                "nodev",
+                "mode=1777",
+                &format!("size={size}"),
+            ],
+        ),
+    });
     for extra in &spec.mounts {
         let propagation = match extra.propagation {
             Propagation::Private => "rprivate",
@@ -375,12 +387,17 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
         let write = if extra.read_only { "ro" } else { "rw" };
         // A mount over one of the standard ones replaces it.
         let target = extra.target.display().to_string();
-        mounts.retain(|standard| standard["destination"] != target || standard["type"] == "bind");
+        mounts.retain(|standard| standard["destination"] != target);
         mounts.push(json!({
             "destination": target, "type": "bind", "source": extra.source,
             "options": ["rbind", propagation, write],
         }));
     }
+    // As containerd does: what lies above is mounted first, in whatever order it was asked for.
+    mounts.sort_by_key(|mount| {
+        let target = mount["destination"].as_str().unwrap_or_default();
+        Path::new(target).components().count()
+    });
     mounts
 }
 
@@ -438,7 +455,6 @@ mod tests {
             stdin_once: false,
             log_path: None,
             oom_score_adj: None,
-            shm_size: 64 << 20,
             note: Value::Null,
         }
     }
@@ -486,7 +502,7 @@ mod tests {
             root: Path::new("/root"),
             process_namespace: Some("/proc/7/ns/pid"),
             host_processes: false,
-            host_ipc: false,
+            memory: Memory::Own(1 << 20),
             cgroup_namespace: true,
         };
         let value = bundle(&spec, &around).expect("a plain spec has a bundle");
@@ -498,6 +514,13 @@ mod tests {
             .map(|mount| mount["type"].clone())
             .collect();
         assert_eq!(shm, ["bind"]);
+        let depths: Vec<_> = value["mounts"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .filter_map(|mount| Some(mount["destination"].as_str()?.matches('/').count()))
+            .collect();
+        assert!(depths.is_sorted(), "{depths:?}");
         assert_eq!(value["linux"]["rootfsPropagation"], "slave");
         let read: Spec = serde_json::from_value(value).expect("the form is the specification's");
         assert!(

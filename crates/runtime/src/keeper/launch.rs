@@ -30,7 +30,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount as mounts;
 
-use super::bundle::{Surroundings, bundle};
+use super::bundle::{Memory, Surroundings, bundle};
 use super::causes;
 use super::process::{
     Report, Reporter, become_command, find_program, leave, reason, reset_signals,
@@ -48,7 +48,9 @@ pub(super) struct Launch<'a> {
     pub(super) cgroups: &'a Cgroups,
     pub(super) process_namespace: Option<&'a str>,
     pub(super) host_processes: bool,
-    pub(super) host_ipc: bool,
+    /// The sandbox's shared memory, mounted nowhere; absent for the machine's.
+    pub(super) memory: Option<&'a OwnedFd>,
+    pub(super) memory_size: u64,
     /// Standard input, output and error; absent for a terminal.
     pub(super) standard_streams: Option<[OwnedFd; 3]>,
 }
@@ -81,11 +83,20 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
     let root = mount_root(spec, job.directory)?;
     make_working_directory(spec, &root);
     adjust_oom_score(spec.oom_score_adj);
+    let memory_place = job.directory.join("shm");
+    let memory = match job.memory {
+        None => Memory::Directory(Path::new("/dev/shm")),
+        Some(memory) => match place_memory(memory, &memory_place) {
+            Ok(()) => Memory::Directory(&memory_place),
+            // Before Linux 6.15 what is mounted nowhere cannot be mounted twice.
+            Err(_) => Memory::Own(job.memory_size),
+        },
+    };
     let around = Surroundings {
         root: &root,
         process_namespace: job.process_namespace,
         host_processes: job.host_processes,
-        host_ipc: job.host_ipc,
+        memory,
         cgroup_namespace: job.cgroups.is_version_2(),
     };
     let config = bundle(spec, &around)?;
@@ -228,6 +239,26 @@ fn mount_overlay_by_options(
         Some(options.as_str()),
     )
     .map_err(io::Error::from)
+}
+
+/// Shows the sandbox's shared memory at `target`, in this mount namespace.
+fn place_memory(memory: &OwnedFd, target: &Path) -> io::Result<()> {
+    fs::create_dir_all(target)?;
+    keep_mounts_private(target);
+    let copy = mounts::open_tree(
+        memory,
+        "",
+        mounts::OpenTreeFlags::OPEN_TREE_CLONE
+            | mounts::OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | mounts::OpenTreeFlags::AT_EMPTY_PATH,
+    )?;
+    Ok(mounts::move_mount(
+        copy.as_fd(),
+        "",
+        rustix::fs::CWD,
+        target,
+        mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
 }
 
 /// Keeps what is mounted at `target` out of other mount namespaces: the mount that it lies on must

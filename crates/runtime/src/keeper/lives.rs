@@ -66,7 +66,8 @@ impl Keeper {
                     cgroups: &self.cgroups,
                     process_namespace: namespace.as_deref(),
                     host_processes: self.sandbox.spec.host_processes,
-                    host_ipc: !self.sandbox.spec.own_ipc,
+                    memory: self.memory.as_ref(),
+                    memory_size: self.sandbox.spec.shm_size,
                     standard_streams: near.0,
                 };
                 launch(job, reporter)

@@ -149,6 +149,10 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
         None
     };
 
+    let memory = match sandbox.spec.own_ipc {
+        true => Some(namespaces::memory(sandbox.spec.shm_size)?),
+        false => None,
+    };
     // Late, as it outlives a keeper that fails before its loop.
     cgroups.create(&sandbox.spec.cgroup, &sandbox.spec.resources)?;
     let listener = listen()?;
@@ -159,6 +163,7 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
         sandbox,
         cgroups,
         processes,
+        memory,
         listener,
         signals,
         watch,
@@ -216,6 +221,8 @@ struct Keeper {
     sandbox: SandboxRecord,
     cgroups: Cgroups,
     processes: Option<Processes>,
+    /// The `/dev/shm` that containers share, mounted in them only.
+    memory: Option<OwnedFd>,
     listener: OwnedFd,
     signals: SignalFd,
     watch: OwnedFd,
@@ -276,7 +283,10 @@ impl Keeper {
             asked.push(PollFd::from_borrowed_fd(descriptor, flags));
         };
         ask(Source::Listener, self.listener.as_fd(), PollFlags::IN);
-        ask(Source::Watch, self.watch.as_fd(), PollFlags::IN);
+        if !self.abandoned {
+            // It has said all it can say, and would say it again and again.
+            ask(Source::Watch, self.watch.as_fd(), PollFlags::IN);
+        }
         for (&number, connection) in &self.connections {
             let mut flags = PollFlags::IN;
             flags.set(PollFlags::OUT, connection.is_waiting());

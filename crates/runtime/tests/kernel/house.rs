@@ -61,6 +61,7 @@ impl House {
             hostname: Some(format!("host-{id}")),
             own_network: true,
             own_ipc: true,
+            shm_size: 64 << 20,
             cgroup: format!("{}/pods/{id}", self.cgroup),
             keeper_cgroup: format!("{}/keepers", self.cgroup),
             ..SandboxSpec::default()
@@ -122,13 +123,12 @@ impl House {
             stdin_once: false,
             log_path: Some(sandbox.directory.join("log").join(format!("{id}.log"))),
             oom_score_adj: None,
-            shm_size: 64 << 20,
             note: serde_json::Value::Null,
         }
     }
 
     /// Everything must be gone: processes, cgroups, mounts.
-    pub(crate) fn is_empty(self) {
+    pub(crate) fn left_empty(self) {
         let cgroups = Cgroups::detect().expect("there are cgroups");
         let left = cgroups.children(&format!("{}/pods", self.cgroup));
         assert!(left.is_empty(), "cgroups left: {left:?}");

@@ -51,7 +51,7 @@ pub(crate) async fn what_a_plain_container_sees() {
     next("y");
     next("0");
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 fn own_capabilities() -> u64 {
@@ -127,7 +127,7 @@ pub(crate) async fn users_capabilities_and_filters() {
     let run = sandbox.keeper.exec("c", spec).await.expect("executed");
     assert_eq!(read_all(run.streams.stdout).await, "5\n6\n");
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn mounts_and_roots() {
@@ -145,8 +145,10 @@ pub(crate) async fn mounts_and_roots() {
     let script = "pwd; cat /deep/in/file; touch /deep/in/x 2>&1; touch /rw/made; touch /here 2>&1; \
                   cat /etc/one";
     let mut spec = house.shell(&sandbox, "c", script);
+    // The inner one first: it must not disappear under the outer one.
     spec.mounts = vec![
         mount("/deep/in", true),
+        mount("/deep", true),
         mount("/rw", false),
         Mount {
             source: source.join("file"),
@@ -164,6 +166,15 @@ pub(crate) async fn mounts_and_roots() {
         sandbox.log("c")
     );
     assert!(source.join("made").exists() && source.join("not/there").is_dir());
+
+    // Shared memory is the sandbox's.
+    let spec = house.shell(&sandbox, "m", "echo shared > /dev/shm/x; sleep 600");
+    sandbox.start(spec).await;
+    let script =
+        "until test -s /dev/shm/x; do :; done; cat /dev/shm/x; grep -c /dev/shm /proc/mounts";
+    let spec = house.shell(&sandbox, "n", script);
+    sandbox.run(spec).await;
+    assert_eq!(sandbox.stdout("n"), "shared\n1\n");
 
     // Writes go to the container's own layer.
     let spec = house.shell(
@@ -197,7 +208,7 @@ pub(crate) async fn mounts_and_roots() {
         other => panic!("{other:?}"),
     }
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn networks_and_dialing() {
@@ -245,7 +256,7 @@ pub(crate) async fn networks_and_dialing() {
         .collect();
     assert_eq!(sandbox.stdout("c"), own);
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn shared_process_namespaces() {
@@ -284,7 +295,7 @@ pub(crate) async fn shared_process_namespaces() {
     let own = std::fs::read_link("/proc/self/ns/pid").expect("readable");
     assert_eq!(sandbox.stdout("c"), format!("{}\n", own.display()));
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn cgroups_hold_and_count() {
@@ -338,5 +349,5 @@ pub(crate) async fn cgroups_hold_and_count() {
     assert!(cgroups.usage(&cgroup).is_err());
     assert!(!sandbox.directory.join("containers/c.json").exists());
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }

@@ -48,7 +48,7 @@ pub(crate) async fn exit_codes_and_signals() {
         assert!(!oom_killed && started_at.is_some() && message.is_none());
     }
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn commands_that_cannot_be_executed() {
@@ -90,7 +90,7 @@ pub(crate) async fn commands_that_cannot_be_executed() {
         sandbox.keeper.remove(id).await.expect("removed");
     }
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn a_file_that_is_no_program() {
@@ -103,7 +103,7 @@ pub(crate) async fn a_file_that_is_no_program() {
         "stderr F exec /data/junk: exec format error\n"
     );
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn memory_limit_kills_and_says_so() {
@@ -125,7 +125,7 @@ pub(crate) async fn memory_limit_kills_and_says_so() {
         "{state:?}"
     );
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn daemon_goes_away_and_comes_back() {
@@ -214,7 +214,7 @@ pub(crate) async fn daemon_goes_away_and_comes_back() {
         Keeper::connect(&directory).await,
         Err(KeeperError::Connect { .. })
     ));
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn thirty_sandboxes_at_once() {
@@ -239,7 +239,7 @@ pub(crate) async fn thirty_sandboxes_at_once() {
     let begun = Instant::now();
     futures::future::join_all(sandboxes.into_iter().map(|sandbox| sandbox.end())).await;
     println!("  all ended: {:?}", begun.elapsed());
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn a_sandbox_ends_with_everything_in_it() {
@@ -264,7 +264,7 @@ pub(crate) async fn a_sandbox_ends_with_everything_in_it() {
         assert_eq!(code(&one.state), 137);
     }
     assert!(!directory.join("keeper.sock").exists());
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn a_keeper_ends_when_its_directory_is_gone() {
@@ -277,7 +277,7 @@ pub(crate) async fn a_keeper_ends_when_its_directory_is_gone() {
     std::fs::remove_dir_all(&sandbox.directory).expect("removed");
     while sandbox.events.recv().await.is_some() {}
     drop(sandbox);
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn what_is_refused() {
@@ -366,7 +366,7 @@ pub(crate) async fn what_is_refused() {
         }
         other => panic!("{other:?}"),
     }
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn starting_is_quick_and_a_keeper_small() {
@@ -408,5 +408,5 @@ pub(crate) async fn starting_is_quick_and_a_keeper_small() {
         field("Private_Dirty:")
     );
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }

@@ -23,7 +23,7 @@ pub(crate) async fn streams_and_partial_lines() {
     assert_eq!(of("stdout"), ["F 6", "P 16384", "P 16384", "F 7232", "P 4"]);
     assert_eq!(of("stderr"), ["F 3"]);
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn hundred_thousand_lines() {
@@ -37,7 +37,7 @@ pub(crate) async fn hundred_thousand_lines() {
     let expected: String = (1..=100_000).map(|number| format!("{number}\n")).collect();
     assert!(sandbox.stdout("c") == expected);
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn logs_go_on_after_rotation() {
@@ -59,7 +59,7 @@ pub(crate) async fn logs_go_on_after_rotation() {
     sandbox.keeper.signal("c", 9).await.expect("sent");
     sandbox.exit("c").await;
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn a_full_disk_does_not_hold_up_a_container() {
@@ -74,7 +74,7 @@ pub(crate) async fn a_full_disk_does_not_hold_up_a_container() {
         "{said}"
     );
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn attach_sees_what_comes_and_a_slow_client_is_dropped() {
@@ -104,7 +104,7 @@ pub(crate) async fn attach_sees_what_comes_and_a_slow_client_is_dropped() {
     let missed = read_all(slow.stdout).await;
     assert!(missed.len() < expected.len() && expected.starts_with(&missed));
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn standard_input() {
@@ -127,7 +127,7 @@ pub(crate) async fn standard_input() {
     sandbox.exit("once").await;
     assert_eq!(sandbox.log("once"), "stdout F in\nstdout F end\n");
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn a_terminal() {
@@ -153,7 +153,7 @@ pub(crate) async fn a_terminal() {
     assert!(log.starts_with("/dev/pts/0\nterminal\n"), "{log:?}");
     assert!(log.ends_with("33 101\nc\n"), "{log:?}");
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn exec_streams_and_exit_codes() {
@@ -220,7 +220,7 @@ pub(crate) async fn exec_streams_and_exit_codes() {
     sandbox.keeper.signal("c", 9).await.expect("sent");
     assert_eq!(run.exit.await, Ok(137));
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn exec_in_a_terminal() {
@@ -249,7 +249,7 @@ pub(crate) async fn exec_in_a_terminal() {
     assert_eq!(rest, "\nx\ngot x\n7 77\n");
     assert_eq!(run.exit.await, Ok(0));
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
 
 pub(crate) async fn exec_that_cannot_be_executed() {
@@ -310,5 +310,5 @@ pub(crate) async fn exec_that_cannot_be_executed() {
         other => panic!("{other:?}"),
     }
     sandbox.end().await;
-    house.is_empty();
+    house.left_empty();
 }
