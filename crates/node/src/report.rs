@@ -244,3 +244,66 @@ fn forget_others(before: &Value, wanted: &mut Value, key: &str) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(before: Value, after: Value, expected: Option<Value>) {
+        let status =
+            |value: Value| -> PodStatus { serde_json::from_value(value).expect("a status") };
+        let patch = difference("u-1", &status(before), &status(after));
+        let expected = expected.map(|status| json!({"metadata": {"uid": "u-1"}, "status": status}));
+        assert_eq!(patch, expected);
+    }
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let same = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        check(same.clone(), same, None);
+        check(
+            json!({"phase": "Pending", "message": "m", "hostIP": "1.1.1.1"}),
+            json!({"phase": "Running", "hostIP": "1.1.1.1"}),
+            Some(json!({"phase": "Running", "message": null})),
+        );
+    }
+
+    #[test]
+    fn conditions_go_by_type() {
+        check(
+            json!({"conditions": [
+                {"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "m"},
+                {"type": "PodScheduled", "status": "True"},
+                {"type": "other/gate", "status": "True"},
+            ]}),
+            json!({"conditions": [
+                {"type": "Initialized", "status": "True"},
+                {"type": "Ready", "status": "True"},
+                {"type": "PodScheduled", "status": "True"},
+                {"type": "other/gate", "status": "True"},
+            ]}),
+            Some(json!({
+                "conditions": [
+                    {"type": "Initialized", "status": "True"},
+                    {"type": "Ready", "status": "True", "reason": null, "message": null},
+                ],
+                "$setElementOrder/conditions": [
+                    {"type": "Initialized"}, {"type": "Ready"}, {"type": "PodScheduled"}, {"type": "other/gate"},
+                ],
+            })),
+        );
+    }
+
+    #[test]
+    fn an_address_that_changes_takes_the_old_one_away() {
+        check(
+            json!({"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}]}),
+            json!({"podIP": "10.0.0.2", "podIPs": [{"ip": "10.0.0.2"}]}),
+            Some(json!({
+                "podIP": "10.0.0.2",
+                "podIPs": [{"ip": "10.0.0.2"}, {"$patch": "delete", "ip": "10.0.0.1"}],
+            })),
+        );
+    }
+}

@@ -602,3 +602,232 @@ fn gates_ready(spec: &PodSpec, before: &PodStatus) -> Draft {
         message: (!is_true).then(|| faults.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::Attempts;
+    use crate::pod::members;
+    use engine::ContainerId;
+    use serde_json::{Value, json};
+
+    const NOW: i64 = 1_700_000_000;
+
+    /// A pod of containers that are seen as `states` say: `+` running, `++` running and ready, digits
+    /// exited with that code, a word waiting for that reason; after a `/`, what the last run exited with.
+    fn seen(spec: Value, states: &[(&str, &str)], end: Option<&End>) -> Value {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "generation": 1}, "spec": spec,
+        }))
+        .expect("a pod");
+        let members = members(pod.spec.as_ref().expect("a spec"));
+        let now = Timestamp::from_second(NOW).expect("in range");
+        let exited = |code: &str| ContainerState::Exited {
+            code: code.parse().expect("a code"),
+            signal: None,
+            oom_killed: false,
+            started_at: Some(now),
+            finished_at: now,
+            message: None,
+        };
+        let mut observed = Observed {
+            alive: end.is_none(),
+            exists: true,
+            address: Some([10, 244, 0, 5].into()),
+            ..Observed::default()
+        };
+        let attempt = |name: &str, number, state| Attempt {
+            id: ContainerId(format!("{name}{number}")),
+            number,
+            image: "x:1".into(),
+            image_name: "docker.io/library/x:1".into(),
+            image_id: "sha256:1".into(),
+            state,
+            created_at: now,
+            message: None,
+        };
+        for (name, text) in states {
+            let (state, last) = text
+                .split_once('/')
+                .map_or((*text, None), |(s, l)| (s, Some(l)));
+            let number = u32::from(last.is_some());
+            let running = ContainerState::Running {
+                pid: 1,
+                started_at: now,
+            };
+            let current = match state {
+                "+" | "++" => Some(running),
+                code if code.parse::<i32>().is_ok() => Some(exited(code)),
+                _ => None,
+            };
+            let attempts = Attempts {
+                current: current.map(|state| attempt(name, number, state)),
+                previous: last.map(|code| attempt(name, 0, exited(code))),
+                older: Vec::new(),
+            };
+            observed.containers.insert((*name).to_owned(), attempts);
+        }
+        let situation = Situation {
+            pod: &pod,
+            members: &members,
+            observed: &observed,
+            ground_ready: end.is_none(),
+            end,
+            host_ip: [192, 0, 2, 1].into(),
+            now,
+        };
+        let status = status(&situation, |name| {
+            let found = states.iter().find(|(known, _)| *known == name);
+            let state = found.map_or("", |(_, state)| state.split('/').next().unwrap_or_default());
+            let is_reason = state.starts_with(|first: char| first.is_ascii_uppercase());
+            Remark {
+                waiting: is_reason.then(|| Waiting {
+                    reason: state.to_owned(),
+                    message: None,
+                }),
+                started: state.starts_with('+'),
+                ready: state == "++",
+            }
+        });
+        serde_json::to_value(status).expect("plain data")
+    }
+
+    /// `Type=Status (Reason) message` of a condition.
+    fn said(status: &Value, name: &str) -> String {
+        let conditions = status["conditions"].as_array().expect("conditions");
+        let found = conditions.iter().find(|known| known["type"] == name);
+        let found = found.expect("every condition is there");
+        let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+        format!(
+            "{} ({}) {}",
+            text("status"),
+            text("reason"),
+            text("message")
+        )
+    }
+
+    fn two() -> Value {
+        json!({"restartPolicy": "Never", "containers": [
+            {"name": "c", "image": "x:1"}, {"name": "a", "image": "x:1"},
+        ]})
+    }
+
+    #[test]
+    fn phases() {
+        let check = |policy: &str, states: &[(&str, &str)], end: Option<&End>, expected: &str| {
+            let mut spec = two();
+            spec["restartPolicy"] = json!(policy);
+            assert_eq!(
+                seen(spec, states, end)["phase"],
+                expected,
+                "{policy} {states:?}"
+            );
+        };
+        check("Always", &[], None, "Pending");
+        check(
+            "Always",
+            &[("a", "++"), ("c", "ErrImagePull")],
+            None,
+            "Pending",
+        );
+        check("Always", &[("a", "++"), ("c", "+")], None, "Running");
+        check("Always", &[("a", "0"), ("c", "0")], None, "Running");
+        check("OnFailure", &[("a", "0"), ("c", "1")], None, "Running");
+        check("OnFailure", &[("a", "0"), ("c", "0")], None, "Succeeded");
+        check("Never", &[("a", "+"), ("c", "1")], None, "Running");
+        check("Never", &[("a", "0"), ("c", "1")], None, "Failed");
+        let end = End {
+            failure: None,
+            account_for_all: true,
+        };
+        check("Always", &[("a", "0"), ("c", "0")], Some(&end), "Succeeded");
+        check("Always", &[("a", "0"), ("c", "137")], Some(&end), "Failed");
+    }
+
+    #[test]
+    fn conditions_in_the_words_of_kubernetes() {
+        let status = seen(two(), &[("a", "++")], None);
+        assert_eq!(said(&status, "PodReadyToStartContainers"), "True () ");
+        assert_eq!(said(&status, "Initialized"), "True () ");
+        let unready = "False (ContainersNotReady) containers with unready status: [c]";
+        assert_eq!(said(&status, "Ready"), unready);
+        assert_eq!(said(&status, "ContainersReady"), unready);
+        let status = seen(two(), &[("a", "++"), ("c", "++")], None);
+        assert_eq!(said(&status, "Ready"), "True () ");
+        let mut gated = two();
+        gated["readinessGates"] = json!([{"conditionType": "x/y"}]);
+        let status = seen(gated, &[("a", "++"), ("c", "++")], None);
+        assert_eq!(
+            said(&status, "Ready"),
+            "False (ReadinessGatesNotReady) corresponding condition of pod readiness gate \"x/y\" does not exist."
+        );
+        assert_eq!(said(&status, "ContainersReady"), "True () ");
+        let status = seen(two(), &[("a", "0"), ("c", "0")], Some(&End::default()));
+        assert_eq!(said(&status, "PodReadyToStartContainers"), "False () ");
+        assert_eq!(said(&status, "Initialized"), "True (PodCompleted) ");
+        assert_eq!(said(&status, "Ready"), "False (PodCompleted) ");
+    }
+
+    #[test]
+    fn init_containers_and_sidecars() {
+        let spec = json!({
+            "initContainers": [{"name": "i", "image": "x:1"}, {"name": "s", "image": "x:1", "restartPolicy": "Always"}],
+            "containers": [{"name": "c", "image": "x:1"}],
+        });
+        let status = seen(spec.clone(), &[("i", "+")], None);
+        assert_eq!(status["phase"], "Pending");
+        assert_eq!(
+            said(&status, "Initialized"),
+            "False (ContainersNotInitialized) containers with incomplete status: [i s]"
+        );
+        assert_eq!(
+            said(&status, "Ready"),
+            "False (ContainersNotReady) containers with unready status: [s c]"
+        );
+        let waiting = &status["containerStatuses"][0]["state"]["waiting"]["reason"];
+        assert_eq!(waiting, "PodInitializing");
+        let status = seen(spec, &[("i", "0"), ("s", "++"), ("c", "++")], None);
+        assert_eq!(said(&status, "Ready"), "True () ");
+        assert_eq!(status["initContainerStatuses"][0]["ready"], true);
+    }
+
+    #[test]
+    fn main_containers_are_listed_by_name() {
+        let status = seen(two(), &[], None);
+        let names: Vec<_> = status["containerStatuses"]
+            .as_array()
+            .expect("statuses")
+            .iter()
+            .map(|status| status["name"].as_str().expect("a name"))
+            .collect();
+        assert_eq!(names, ["a", "c"]);
+    }
+
+    #[test]
+    fn a_container_between_two_runs() {
+        let status = seen(two(), &[("a", "++"), ("c", "1/2")], None);
+        let state = &status["containerStatuses"][1];
+        assert_eq!(state["restartCount"], 1);
+        assert_eq!(state["state"]["terminated"]["exitCode"], 1);
+        assert_eq!(state["lastState"]["terminated"]["exitCode"], 2);
+        assert_eq!(state["started"], false);
+        assert_eq!(state["image"], "docker.io/library/x:1");
+    }
+
+    #[test]
+    fn containers_that_never_ran_are_accounted_for() {
+        let end = End {
+            failure: Some(("DeadlineExceeded".to_owned(), "too long".to_owned())),
+            account_for_all: true,
+        };
+        let status = seen(two(), &[("a", "0")], Some(&end));
+        assert_eq!(
+            (&status["phase"], &status["reason"]),
+            (&json!("Failed"), &json!("DeadlineExceeded"))
+        );
+        let lost = &status["containerStatuses"][1]["state"]["terminated"];
+        assert_eq!(lost["reason"], "ContainerStatusUnknown");
+        assert_eq!(lost["exitCode"], 137);
+        assert_eq!(said(&status, "Ready"), "False (PodFailed) ");
+    }
+}

@@ -212,6 +212,16 @@ impl House {
     }
 }
 
+impl Drop for House {
+    fn drop(&mut self) {
+        self.stop.signal();
+        // Pods that a test leaves have volumes in memory, which a directory is not removed with.
+        if let Err(error) = volume::remove(&self.directory.path().join("pods")) {
+            eprintln!("a test leaves something behind: {error}");
+        }
+    }
+}
+
 async fn start(
     server: &ApiServer,
     engine: &Arc<FakeEngine>,
