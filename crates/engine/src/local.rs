@@ -431,6 +431,7 @@ impl Inner {
             cgroup: self.cgroup(id, spec),
             keeper_cgroup: format!("/{}/keepers", self.config.instance),
             resources: convert::resources(&spec.resources),
+            shm_size: SHM_SIZE,
             note: serde_json::to_value(note)
                 .map_err(|error| machine("write the record of", &id.0, error))?,
         })
@@ -644,7 +645,6 @@ impl Inner {
             stdin_once: spec.stdin_once,
             log_path: Some(spec.log_path.clone()).filter(|path| !path.as_os_str().is_empty()),
             oom_score_adj: spec.oom_score_adj,
-            shm_size: SHM_SIZE,
             note: serde_json::to_value(note)
                 .map_err(|error| machine("write the record of", &spec.name, error))?,
         })

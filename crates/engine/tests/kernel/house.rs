@@ -101,7 +101,7 @@ impl House {
     }
 
     /// Everything must be gone: cgroups, links, mounts, directories.
-    pub(crate) async fn is_empty(self, engine: LocalEngine) {
+    pub(crate) async fn left_empty(self, engine: LocalEngine) {
         assert!(engine.sandboxes().await.is_empty());
         drop(engine);
         assert!(self.config.network.attachments().is_empty());

@@ -70,7 +70,7 @@ pub(crate) async fn a_sandbox_from_beginning_to_end() {
     engine.remove_sandbox(&id("a")).await.expect("removed");
     engine.remove_sandbox(&id("a")).await.expect("again");
     assert!(house.log("one").exists(), "logs are the caller's");
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn images_and_specs_are_one() {
@@ -115,7 +115,7 @@ pub(crate) async fn images_and_specs_are_one() {
     let made = engine.run_sandbox(&id("b"), host).await.expect("made");
     assert!(made.address.is_none());
     engine.remove_sandbox(&id("b")).await.expect("removed");
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn what_cannot_be_made() {
@@ -196,7 +196,7 @@ pub(crate) async fn what_cannot_be_made() {
     let again = engine.start_container(&container).await;
     assert!(matches!(again, Err(Error::NotRunning(_))), "{again:?}");
     engine.remove_sandbox(&id("a")).await.expect("removed");
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn stopping_asks_first() {
@@ -240,7 +240,7 @@ pub(crate) async fn stopping_asks_first() {
         std::fs::remove_file(house.log("c")).expect("there");
     }
     engine.remove_sandbox(&id("a")).await.expect("removed");
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn a_new_daemon_finds_everything() {
@@ -285,7 +285,7 @@ pub(crate) async fn a_new_daemon_finds_everything() {
     for name in ["a", "stopped"] {
         engine.remove_sandbox(&id(name)).await.expect("removed");
     }
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn a_killed_keeper_is_noticed() {
@@ -344,7 +344,7 @@ pub(crate) async fn a_killed_keeper_is_noticed() {
         assert_eq!(code(&status.containers[0].state), 255, "{name}");
         engine.remove_sandbox(&id(name)).await.expect("removed");
     }
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn what_is_half_made_goes_away() {
@@ -380,7 +380,7 @@ pub(crate) async fn what_is_half_made_goes_away() {
     assert!(!sandboxes.join("half").exists() && !sandboxes.join("empty").exists());
     assert_eq!(house.config.network.attachments().len(), 1);
     engine.remove_sandbox(&id("whole")).await.expect("removed");
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn thirty_pods_at_once() {
@@ -440,5 +440,5 @@ pub(crate) async fn thirty_pods_at_once() {
         "  one pod (whole, sandbox, create): {:?}",
         times[times.len() / 2]
     );
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }

@@ -125,7 +125,7 @@ pub(crate) async fn exec_attach_and_dial() {
     let refused = engine.attach(&container).await;
     assert!(matches!(refused.err(), Some(Error::NotRunning(_))));
     engine.remove_sandbox(&id("a")).await.expect("removed");
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }
 
 pub(crate) async fn terminals() {
@@ -164,5 +164,5 @@ pub(crate) async fn terminals() {
     assert!(seen.contains("44 99\nxterm in\n"), "{seen}");
     assert_eq!(code(&exit(&engine, &container).await), 8);
     engine.remove_sandbox(&id("a")).await.expect("removed");
-    house.is_empty(engine).await;
+    house.left_empty(engine).await;
 }

@@ -148,7 +148,7 @@ pub(crate) async fn mounts_and_roots() {
     // The inner one first: it must not disappear under the outer one.
     spec.mounts = vec![
         mount("/deep/in", true),
-        mount("/deep", true),
+        mount("/deep", false),
         mount("/rw", false),
         Mount {
             source: source.join("file"),
