@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::groups::{
-    apps, authentication, coordination, core, discovery, events, policy, rbac, scheduling,
+    apps, authentication, coordination, core, discovery, events, rbac, scheduling,
 };
 use crate::names::{self, NameCheck};
 use crate::table::Heading;
@@ -58,7 +58,6 @@ impl Rules {
 /// The rules of a built-in kind. A new kind that has some is a line here.
 pub(crate) fn of(group: &str, kind: &str) -> &'static Rules {
     match (group, kind) {
-        ("", "Binding") => &core::binding::RULES,
         ("", "ConfigMap") => &core::config_map::RULES,
         ("", "Endpoints") => &core::endpoints::RULES,
         ("", "Event") => &core::event::RULES,
@@ -74,7 +73,6 @@ pub(crate) fn of(group: &str, kind: &str) -> &'static Rules {
         ("coordination.k8s.io", "Lease") => &coordination::lease::RULES,
         ("discovery.k8s.io", "EndpointSlice") => &discovery::endpoint_slice::RULES,
         ("events.k8s.io", "Event") => &events::event::RULES,
-        ("policy", "Eviction") => &policy::eviction::RULES,
         ("rbac.authorization.k8s.io", "Role") => &rbac::role::ROLE,
         ("rbac.authorization.k8s.io", "ClusterRole") => &rbac::role::CLUSTER_ROLE,
         ("rbac.authorization.k8s.io", "RoleBinding") => &rbac::binding::ROLE_BINDING,

@@ -6,6 +6,5 @@ pub(crate) mod coordination;
 pub(crate) mod core;
 pub(crate) mod discovery;
 pub(crate) mod events;
-pub(crate) mod policy;
 pub(crate) mod rbac;
 pub(crate) mod scheduling;

@@ -183,21 +183,22 @@ fn amount(value: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     }
 }
 
+/// The percentage of a well-formed one.
 fn percent(value: &Value) -> Option<i64> {
     value.as_str()?.strip_suffix('%')?.parse().ok()
 }
 
+/// Whether the amount comes to nothing; a text that is neither percentage nor number does.
 fn is_none(value: &Value) -> bool {
-    value.as_i64() == Some(0) || percent(value) == Some(0)
+    let number = || value.as_i64().or_else(|| value.as_str()?.parse().ok());
+    percent(value).or_else(number).unwrap_or(0) == 0
 }
 
 fn rolling_update(update: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
     let (unavailable, surge) = (&update["maxUnavailable"], &update["maxSurge"]);
     amount(unavailable, path.child("maxUnavailable"), faults);
     amount(surge, path.child("maxSurge"), faults);
-    // A text that is no percentage counts as zero.
-    let zero = |value: &Value| is_none(value) || value.is_string() && percent(value).is_none();
-    if zero(unavailable) && zero(surge) {
+    if is_none(unavailable) && is_none(surge) {
         let text = "may not be 0 when `maxSurge` is 0";
         faults.push(Fault::invalid(
             path.child("maxUnavailable"),

@@ -12,7 +12,6 @@ mod scheduling;
 mod security;
 mod volume;
 
-pub(crate) mod binding;
 pub(crate) mod config_map;
 pub(crate) mod endpoints;
 pub(crate) mod event;

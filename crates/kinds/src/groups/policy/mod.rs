@@ -1,3 +1,0 @@
-//! policy: what may be disturbed.
-
-pub(crate) mod eviction;
