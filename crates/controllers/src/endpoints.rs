@@ -12,7 +12,7 @@ use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 
 use crate::backends::{self, Port};
 use crate::endpointslice::write_trigger_time;
-use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods};
+use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods, rest};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
@@ -111,6 +111,8 @@ impl Controller {
                 return Err(error);
             }
         }
+        // All addresses are one object, which is written as a whole for each change.
+        rest(4 * pods.len()).await;
         Ok(Action::Done)
     }
 }

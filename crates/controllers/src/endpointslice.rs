@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
@@ -13,12 +14,14 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 
 use crate::backends::{self, Port};
-use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods};
+use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods, rest};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// How long a deleted slice is waited for.
+const GONE_WITHIN: Duration = Duration::from_secs(2);
 /// Endpoints in one slice.
 const SLICE_MAX: usize = 100;
 
@@ -125,6 +128,9 @@ impl Controller {
         };
         let mut changes = arrange(&service, &pods, &known, &zone);
         set_trigger_time(&mut changes, &service, &pods, &known);
+        if changes.is_empty() {
+            return Ok(Action::Done);
+        }
         let result = self.write(&key.namespace, changes).await;
         if let Err(error) = &result {
             let service_name = format!("{}/{}", key.namespace, key.name);
@@ -137,10 +143,11 @@ impl Controller {
                 message,
             );
         }
-        result
+        rest(pods.len()).await;
+        result.map(|()| Action::Done)
     }
 
-    async fn write(&self, namespace: &str, changes: Changes) -> Result<Action, Error> {
+    async fn write(&self, namespace: &str, changes: Changes) -> Result<(), Error> {
         let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
         let params = PostParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
@@ -151,9 +158,7 @@ impl Controller {
             match created {
                 Ok(created) => self.slices.caught_up_with(&created).await,
                 // The namespace is going: nothing can be made in it.
-                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {
-                    return Ok(Action::Done);
-                }
+                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return Ok(()),
                 Err(error) => return Err(Error::Create(error)),
             }
         }
@@ -177,8 +182,15 @@ impl Controller {
                     return Err(Error::Delete { slice, source });
                 }
             }
+            let gone = |slices: &Informer<EndpointSlice>| {
+                let known = slices.get(Some(namespace), name);
+                let same = known.is_some_and(|known| known.metadata.uid == slice.metadata.uid);
+                (!same).then_some(())
+            };
+            // A slice that somebody else's finalizer keeps is passed over from now on.
+            let _ = tokio::time::timeout(GONE_WITHIN, self.slices.until(gone)).await;
         }
-        Ok(Action::Done)
+        Ok(())
     }
 }
 
@@ -188,6 +200,12 @@ struct Changes {
     create: Vec<EndpointSlice>,
     update: Vec<EndpointSlice>,
     delete: Vec<Arc<EndpointSlice>>,
+}
+
+impl Changes {
+    fn is_empty(&self) -> bool {
+        self.create.is_empty() && self.update.is_empty() && self.delete.is_empty()
+    }
 }
 
 /// Works out the slices of a Service. `known` are those it has, `zone` tells the zone of a node.
@@ -264,12 +282,7 @@ fn arrange_group(
     mine: &[Arc<EndpointSlice>],
     changes: &mut Changes,
 ) {
-    let uid = |endpoint: &Endpoint| {
-        let target = endpoint.target_ref.as_ref();
-        target
-            .and_then(|target| target.uid.clone())
-            .unwrap_or_default()
-    };
+    let uid = |endpoint: &Endpoint| target_uid(endpoint).unwrap_or_default().to_owned();
     let mut wanted: HashMap<String, Endpoint> = HashMap::new();
     let mut order = Vec::new();
     for endpoint in endpoints {
@@ -280,7 +293,7 @@ fn arrange_group(
     for slice in mine {
         let stay = endpoints_of(slice)
             .iter()
-            .filter_map(|endpoint| wanted.remove(&uid(endpoint)));
+            .filter_map(|endpoint| wanted.remove(target_uid(endpoint).unwrap_or_default()));
         kept.push(stay.collect());
     }
     let mut rest = order
@@ -335,6 +348,10 @@ fn endpoint_of(
 
 fn endpoints_of(slice: &EndpointSlice) -> &[Endpoint] {
     slice.endpoints.as_deref().unwrap_or_default()
+}
+
+fn target_uid(endpoint: &Endpoint) -> Option<&str> {
+    endpoint.target_ref.as_ref()?.uid.as_deref()
 }
 
 fn wire_ports(ports: &[Port]) -> Vec<EndpointPort> {
@@ -417,12 +434,15 @@ fn set_trigger_time(
     pods: &[Arc<Pod>],
     known: &[Arc<EndpointSlice>],
 ) {
-    let before: Vec<&Endpoint> = known.iter().flat_map(|slice| endpoints_of(slice)).collect();
+    let before = known.iter().flat_map(|slice| endpoints_of(slice));
+    let before: HashMap<_, _> = before
+        .map(|endpoint| (target_uid(endpoint), endpoint))
+        .collect();
     let by_uid: HashMap<_, _> = pods.iter().map(|pod| (&pod.metadata.uid, pod)).collect();
     for slice in changes.create.iter_mut().chain(&mut changes.update) {
         let new = endpoints_of(slice)
             .iter()
-            .filter(|endpoint| !before.contains(endpoint));
+            .filter(|endpoint| before.get(&target_uid(endpoint)) != Some(endpoint));
         let times = new.filter_map(|endpoint| {
             let uid = &endpoint.target_ref.as_ref()?.uid;
             backends::changed_at(by_uid.get(uid)?)
@@ -449,5 +469,144 @@ pub(crate) fn write_trigger_time(meta: &mut ObjectMeta, time: Option<Timestamp>)
                 annotations.remove(backends::TRIGGER_TIME);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn service(ports: Value) -> Service {
+        let service = json!({"metadata": {"name": "web", "namespace": "default", "uid": "s"},
+            "spec": {"selector": {"app": "web"}, "ports": ports}});
+        serde_json::from_value(service).expect("is a service")
+    }
+
+    fn pod(number: usize, port: i32, ready: bool) -> Arc<Pod> {
+        let pod = json!({"metadata": {"name": format!("p{number:03}"), "namespace": "default", "uid": format!("u{number}")},
+            "spec": {"nodeName": "node-1", "containers": [{"name": "c", "ports": [{"name": "http", "containerPort": port}]}]},
+            "status": {"phase": "Running", "podIP": format!("10.0.{}.{}", number / 250, number % 250),
+                "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" },
+                    "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+        Arc::new(serde_json::from_value(pod).expect("is a pod"))
+    }
+
+    /// Carries the changes out on what is known, as the server would.
+    fn carry_out(known: &mut Vec<Arc<EndpointSlice>>, changes: Changes, number: &mut usize) {
+        for mut slice in changes.create {
+            *number += 1;
+            slice.metadata.name = Some(format!("web-{number:02}"));
+            known.push(Arc::new(slice));
+        }
+        for slice in changes.update {
+            let place = known
+                .iter()
+                .position(|known| known.metadata.name == slice.metadata.name);
+            known[place.expect("only what is known is updated")] = Arc::new(slice);
+        }
+        for slice in changes.delete {
+            known.retain(|known| known.metadata.name != slice.metadata.name);
+        }
+    }
+
+    fn sizes(known: &[Arc<EndpointSlice>]) -> Vec<usize> {
+        known
+            .iter()
+            .map(|slice| endpoints_of(slice).len())
+            .collect()
+    }
+
+    fn no_zone(_: &str) -> Option<String> {
+        None
+    }
+
+    #[test]
+    fn a_change_of_one_pod_is_a_change_of_one_slice() {
+        let service = service(json!([{"name": "http", "port": 80, "targetPort": "http"}]));
+        let mut pods: Vec<_> = (0..250).map(|number| pod(number, 8080, true)).collect();
+        let (mut known, mut number) = (Vec::new(), 0);
+        let changes = arrange(&service, &pods, &[], &no_zone);
+        carry_out(&mut known, changes, &mut number);
+        assert_eq!(sizes(&known), [100, 100, 50]);
+        assert!(arrange(&service, &pods, &known, &no_zone).is_empty());
+
+        pods[120] = pod(120, 8080, false);
+        let changes = arrange(&service, &pods, &known, &no_zone);
+        assert_eq!(
+            (
+                changes.create.len(),
+                changes.update.len(),
+                changes.delete.len()
+            ),
+            (0, 1, 0)
+        );
+        assert_eq!(changes.update[0].metadata.name.as_deref(), Some("web-02"));
+        carry_out(&mut known, changes, &mut number);
+
+        // Room in an earlier slice is used before a new one is made.
+        pods.remove(0);
+        pods.push(pod(250, 8080, true));
+        let changes = arrange(&service, &pods, &known, &no_zone);
+        assert_eq!(
+            (
+                changes.create.len(),
+                changes.update.len(),
+                changes.delete.len()
+            ),
+            (0, 1, 0)
+        );
+        carry_out(&mut known, changes, &mut number);
+        assert_eq!(sizes(&known), [100, 100, 50]);
+
+        pods.clear();
+        let changes = arrange(&service, &pods, &known, &no_zone);
+        carry_out(&mut known, changes, &mut number);
+        assert_eq!(sizes(&known), [0]);
+        assert_eq!((&known[0].endpoints, &known[0].ports), (&None, &None));
+    }
+
+    #[test]
+    fn pods_that_differ_in_a_named_port_are_in_different_slices() {
+        let service = service(json!([{"name": "http", "port": 80, "targetPort": "http"}]));
+        let pods = [pod(1, 8080, true), pod(2, 9090, true), pod(3, 8080, true)];
+        let (mut known, mut number) = (Vec::new(), 0);
+        let changes = arrange(&service, &pods, &[], &no_zone);
+        carry_out(&mut known, changes, &mut number);
+        let ports: Vec<_> = known
+            .iter()
+            .map(|slice| {
+                (
+                    slice.ports.as_ref().and_then(|ports| ports[0].port),
+                    endpoints_of(slice).len(),
+                )
+            })
+            .collect();
+        assert_eq!(ports, [(Some(8080), 2), (Some(9090), 1)]);
+        let pods = [pod(1, 8080, true), pod(3, 8080, true)];
+        let changes = arrange(&service, &pods, &known, &no_zone);
+        carry_out(&mut known, changes, &mut number);
+        assert_eq!(sizes(&known), [2]);
+    }
+
+    #[test]
+    fn the_trigger_time_is_that_of_the_change_and_of_no_other() {
+        let service = service(json!([{"name": "http", "port": 80}]));
+        let mut pods = vec![pod(1, 8080, true)];
+        let (mut known, mut number) = (Vec::new(), 0);
+        let mut changes = arrange(&service, &pods, &[], &no_zone);
+        set_trigger_time(&mut changes, &service, &pods, &[]);
+        carry_out(&mut known, changes, &mut number);
+        let time = |slice: &EndpointSlice| {
+            let annotations = slice.metadata.annotations.clone().unwrap_or_default();
+            annotations.get(backends::TRIGGER_TIME).cloned()
+        };
+        assert_eq!(time(&known[0]).as_deref(), Some("2026-01-01T00:00:00Z"));
+        pods.clear();
+        let mut changes = arrange(&service, &pods, &known, &no_zone);
+        set_trigger_time(&mut changes, &service, &pods, &known);
+        carry_out(&mut known, changes, &mut number);
+        assert_eq!(time(&known[0]), None);
     }
 }

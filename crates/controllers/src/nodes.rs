@@ -1,9 +1,8 @@
-//! Says when a node is not heard of any more, keeps pods away from nodes that are not well, and takes
-//! them off after the time that they tolerate.
+//! Says when a node is not heard of any more, and keeps pods away from nodes that are not well.
 //!
 //! A node is heard of when its lease in `kube-node-lease` is renewed or its Ready condition is posted;
 //! when that was is measured by the clock here, never by what the node writes. What follows from the
-//! conditions is worked out in [`taints_of`], how long a pod may stay in [`stay`].
+//! conditions is worked out in [`taints_of`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,10 +10,10 @@ use std::time::Duration;
 
 use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, ObjectReference, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, ObjectReference, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
@@ -37,14 +36,8 @@ const PRESSURES: [(&str, &str); 4] = [
         "node.kubernetes.io/network-unavailable",
     ),
 ];
-const NO_EXECUTE: &str = "NoExecute";
+pub(crate) const NO_EXECUTE: &str = "NoExecute";
 const NO_SCHEDULE: &str = "NoSchedule";
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Subject {
-    Node(String),
-    Pod(Key),
-}
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -54,8 +47,6 @@ enum Error {
     Taints { node: String, source: kube::Error },
     #[error("could not write that pod {pod} is not ready")]
     NotReady { pod: String, source: kube::Error },
-    #[error("could not evict pod {pod}")]
-    Evict { pod: String, source: kube::Error },
 }
 
 #[derive(Clone)]
@@ -64,7 +55,6 @@ struct Controller {
     now: Clock,
     recorder: Recorder,
     nodes: Informer<Node>,
-    pods: Informer<Pod>,
     pods_by_node: Index<Pod>,
     /// When each node was last heard of.
     heard: Arc<Mutex<HashMap<String, Instant>>>,
@@ -85,14 +75,13 @@ pub(crate) async fn run(context: Context) {
                 .into_iter()
                 .collect()
         }),
-        pods: pods.clone(),
         heard: Arc::default(),
         grace: context.config.node_grace,
     };
     controller.nodes.synced().await;
-    controller.pods.synced().await;
+    pods.synced().await;
     leases.synced().await;
-    let queue: Queue<Subject> = Queue::new();
+    let queue: Queue<String> = Queue::new();
     tokio::join!(
         follow(controller.nodes.clone(), |change| controller
             .hear_node(change, &queue)),
@@ -103,28 +92,12 @@ pub(crate) async fn run(context: Context) {
                 controller.hear(meta.name.as_deref().unwrap_or_default(), &queue);
             }
         }),
-        follow(pods, |change| {
-            let informer::Change::Applied { new: pod, old } = change else {
-                return;
-            };
-            let moved = old
-                .as_ref()
-                .is_none_or(|old| pods::node_name(old) != pods::node_name(pod));
-            if moved && pods::node_name(pod).is_some() {
-                queue.add(Subject::Pod(Key::of(&**pod)));
-            }
-        }),
         queue.clone().run(
             "nodes",
             8,
-            |subject| {
-                let (controller, queue) = (controller.clone(), queue.clone());
-                async move {
-                    match subject {
-                        Subject::Node(name) => controller.keep_node(&name, &queue).await,
-                        Subject::Pod(key) => controller.keep_pod(&key).await,
-                    }
-                }
+            |name| {
+                let controller = controller.clone();
+                async move { controller.keep_node(&name).await }
             },
             context.drain.clone(),
         ),
@@ -132,7 +105,7 @@ pub(crate) async fn run(context: Context) {
 }
 
 impl Controller {
-    fn hear_node(&self, change: &informer::Change<Node>, queue: &Queue<Subject>) {
+    fn hear_node(&self, change: &informer::Change<Node>, queue: &Queue<String>) {
         let node = change.object();
         let name = node.metadata.name.clone().unwrap_or_default();
         let informer::Change::Applied { old, .. } = change else {
@@ -151,16 +124,16 @@ impl Controller {
         if old.as_ref().is_none_or(|old| beat(old) != beat(node)) {
             self.heard.lock().insert(name.clone(), Instant::now());
         }
-        queue.add(Subject::Node(name));
+        queue.add(name);
     }
 
     /// Notes a sign of life. A node that is well need not be looked at for it.
-    fn hear(&self, name: &str, queue: &Queue<Subject>) {
+    fn hear(&self, name: &str, queue: &Queue<String>) {
         self.heard.lock().insert(name.to_owned(), Instant::now());
         let node = self.nodes.get(None, name);
         let ready = node.as_deref().and_then(|node| condition(node, "Ready"));
         if ready.is_some_and(|ready| ready.status == "Unknown") {
-            queue.add(Subject::Node(name.to_owned()));
+            queue.add(name.to_owned());
         }
     }
 
@@ -176,7 +149,7 @@ impl Controller {
             .event_on(regarding, EventType::Normal, reason, None, message);
     }
 
-    async fn keep_node(&self, name: &str, queue: &Queue<Subject>) -> Result<Action, Error> {
+    async fn keep_node(&self, name: &str) -> Result<Action, Error> {
         let Some(mut node) = self.nodes.get(None, name) else {
             return Ok(Action::Done);
         };
@@ -204,9 +177,6 @@ impl Controller {
         self.write_taints(&node).await?;
         if condition(&node, "Ready").is_none_or(|ready| ready.status != "True") {
             self.mark_pods(&node).await?;
-        }
-        for pod in self.pods_by_node.get(name) {
-            queue.add(Subject::Pod(Key::of(&*pod)));
         }
         let is_unknown = condition(&node, "Ready").is_some_and(|ready| ready.status == "Unknown");
         // Looked at again when its silence would be too long, if that is still to come.
@@ -300,73 +270,6 @@ impl Controller {
             }
         }
         Ok(())
-    }
-
-    /// Evicts a pod when it has been longer on a tainted node than it tolerates.
-    async fn keep_pod(&self, key: &Key) -> Result<Action, Error> {
-        let Some(pod) = self.pods.get(Some(&key.namespace), &key.name) else {
-            return Ok(Action::Done);
-        };
-        let node = pods::node_name(&pod).and_then(|node| self.nodes.get(None, node));
-        let Some(node) = node.filter(|_| pods::is_active(&pod)) else {
-            return Ok(Action::Done);
-        };
-        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref());
-        let tolerations = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.tolerations.as_deref());
-        let (taints, tolerations) = (taints.unwrap_or_default(), tolerations.unwrap_or_default());
-        match stay(taints, tolerations, (self.now)()) {
-            Stay::ForEver => Ok(Action::Done),
-            Stay::For(time) => Ok(Action::After(time)),
-            Stay::NoLonger => {
-                self.evict(&pod).await?;
-                Ok(Action::Done)
-            }
-        }
-    }
-
-    async fn evict(&self, pod: &Pod) -> Result<(), Error> {
-        let key = Key::of(pod);
-        let error = |source| Error::Evict {
-            pod: key.to_string(),
-            source,
-        };
-        let message = format!("Marking for deletion Pod {key}");
-        self.recorder
-            .event(pod, EventType::Normal, "TaintManagerEviction", message);
-        let now = Timestamp::from_second((self.now)().as_second()).unwrap_or_default();
-        let patch = json!({
-            "metadata": {"uid": pod.metadata.uid},
-            "status": {"conditions": [{
-                "type": "DisruptionTarget",
-                "status": "True",
-                "reason": "DeletionByTaintManager",
-                "message": "Taint manager: deleting due to NoExecute taint",
-                "lastTransitionTime": now,
-            }]},
-        });
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let params = PatchParams::default();
-        match api
-            .patch_status(&key.name, &params, &Patch::Strategic(&patch))
-            .await
-        {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-            result => drop(result.map_err(error)?),
-        }
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
-        };
-        match api.delete(&key.name, &params).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            result => result.map(drop).map_err(error),
-        }
     }
 }
 
@@ -463,52 +366,102 @@ fn taints_of(node: &Node, known: &[Taint], now: Timestamp) -> Vec<Taint> {
     taints
 }
 
-/// How long a pod may stay on its node.
-#[derive(Debug, PartialEq, Eq)]
-enum Stay {
-    ForEver,
-    For(Duration),
-    NoLonger,
-}
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
 
-fn stay(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Stay {
-    let mut shortest = None;
-    for taint in taints.iter().filter(|taint| taint.effect == NO_EXECUTE) {
-        let mut matching = tolerations
+    use super::*;
+
+    fn node(ready: Option<&str>, spec: Value, pressure: &[&str]) -> Node {
+        let ready = ready.map(|status| json!({"type": "Ready", "status": status}));
+        let pressure = pressure
             .iter()
-            .filter(|one| tolerates(one, taint))
-            .peekable();
-        if matching.peek().is_none() {
-            return Stay::NoLonger;
-        }
-        // The shortest of the tolerations counts; one without a time is for ever.
-        let Some(seconds) = matching.filter_map(|one| one.toleration_seconds).min() else {
-            continue;
-        };
-        let since = taint.time_added.as_ref().map_or(now, |time| time.0);
-        let left = SignedDuration::from_secs(seconds.max(0)) - now.duration_since(since);
-        let left = Duration::try_from(left).unwrap_or_default();
-        shortest = shortest.into_iter().chain([left]).min();
+            .map(|name| json!({"type": name, "status": "True"}));
+        let conditions: Vec<Value> = ready.into_iter().chain(pressure).collect();
+        let node =
+            json!({"metadata": {"name": "n"}, "spec": spec, "status": {"conditions": conditions}});
+        serde_json::from_value(node).expect("is a node")
     }
-    match shortest {
-        None => Stay::ForEver,
-        Some(left) if left.is_zero() => Stay::NoLonger,
-        Some(left) => Stay::For(left),
-    }
-}
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
+    fn check_taints(node: &Node, known: &[(&str, &str)], expected: &[&str]) {
+        let taint = |(key, effect): &(&str, &str)| Taint {
+            key: (*key).to_owned(),
+            effect: (*effect).to_owned(),
+            ..Taint::default()
+        };
+        let known: Vec<Taint> = known.iter().map(taint).collect();
+        let taints = taints_of(node, &known, Timestamp::UNIX_EPOCH);
+        let texts: Vec<_> = taints
+            .iter()
+            .map(|taint| format!("{}:{}", taint.key, taint.effect))
+            .collect();
+        assert_eq!(texts, expected);
     }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            let value = toleration.value.as_deref().unwrap_or_default();
-            !key.is_empty() && value == taint.value.as_deref().unwrap_or_default()
-        }
-        Some(_) => false,
+
+    #[test]
+    fn taints_follow_the_conditions_and_spare_those_of_others() {
+        let none = json!({});
+        check_taints(&node(Some("True"), none.clone(), &[]), &[], &[]);
+        check_taints(
+            &node(Some("False"), none.clone(), &[]),
+            &[("mine", NO_EXECUTE), (UNREACHABLE, NO_EXECUTE)],
+            &[
+                "mine:NoExecute",
+                "node.kubernetes.io/not-ready:NoSchedule",
+                "node.kubernetes.io/not-ready:NoExecute",
+            ],
+        );
+        check_taints(
+            &node(Some("Unknown"), none.clone(), &[]),
+            &[(NOT_READY, NO_SCHEDULE), (UNREACHABLE, NO_SCHEDULE)],
+            &[
+                "node.kubernetes.io/unreachable:NoSchedule",
+                "node.kubernetes.io/unreachable:NoExecute",
+            ],
+        );
+        check_taints(&node(None, none, &[]), &[(NOT_READY, NO_SCHEDULE)], &[]);
+        check_taints(
+            &node(
+                Some("True"),
+                json!({"unschedulable": true}),
+                &["DiskPressure"],
+            ),
+            &[],
+            &[
+                "node.kubernetes.io/disk-pressure:NoSchedule",
+                "node.kubernetes.io/unschedulable:NoSchedule",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_a_silent_node_said_last_is_taken_back_once() {
+        let now = Timestamp::from_second(1_000_000).expect("in range");
+        let unknown = with_unknown(&node(Some("True"), json!({}), &["DiskPressure"]), now)
+            .expect("has changed");
+        let reasons: Vec<_> = unknown
+            .status
+            .iter()
+            .flat_map(|status| &status.conditions)
+            .flatten()
+            .map(|known| {
+                format!(
+                    "{} {} {}",
+                    known.type_,
+                    known.status,
+                    known.reason.as_deref().unwrap_or_default()
+                )
+            })
+            .collect();
+        assert_eq!(
+            reasons,
+            [
+                "Ready Unknown NodeStatusUnknown",
+                "DiskPressure Unknown NodeStatusUnknown",
+                "MemoryPressure Unknown NodeStatusNeverUpdated",
+                "PIDPressure Unknown NodeStatusNeverUpdated",
+            ]
+        );
+        assert_eq!(with_unknown(&unknown, now), None);
     }
 }

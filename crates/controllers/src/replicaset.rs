@@ -15,15 +15,12 @@ use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::core::SelectorExt;
 
 use crate::pods::{self, Availability};
-use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of};
+use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of, rest};
 
 /// Pods that are made or deleted in one go; the rest follows when these are seen.
 const BURST: usize = 500;
 /// ReplicaSets that are worked on at once.
 const WORKERS: usize = 32;
-/// What a ReplicaSet rests after its status was written, so that a thousand pods that become ready one
-/// after the other do not cause a thousand writes, while the first is written at once.
-const REST: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -153,7 +150,7 @@ impl Controller {
         let written = self.write_status(&sets, &set, status).await?;
         kept?;
         if written {
-            tokio::time::sleep(REST).await;
+            rest(mine.len()).await;
         }
         let min_ready = spec.min_ready_seconds.unwrap_or_default();
         let next = active
@@ -482,4 +479,115 @@ fn conditions_of(
         _ => {}
     }
     (!conditions.is_empty()).then_some(conditions)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, fields: Value) -> Arc<Pod> {
+        let field = |name: &str| fields.get(name).cloned().unwrap_or_default();
+        let ready = match fields.get("ready") {
+            Some(since) => {
+                json!([{"type": "Ready", "status": "True", "lastTransitionTime": since}])
+            }
+            None => json!([]),
+        };
+        let phase = fields.get("phase").cloned().unwrap_or(json!("Running"));
+        let pod = json!({
+            "metadata": {"name": name, "uid": name, "creationTimestamp": field("created"), "annotations": field("annotations")},
+            "spec": {"nodeName": field("node"), "containers": []},
+            "status": {"phase": phase, "conditions": ready,
+                "containerStatuses": [{"name": "c", "ready": true, "restartCount": fields.get("restarts").cloned().unwrap_or(json!(0)), "image": "", "imageID": ""}]},
+        });
+        Arc::new(serde_json::from_value(pod).expect("is a pod"))
+    }
+
+    /// `pods` in the order in which they are to go.
+    fn check(pods: &[Arc<Pod>], per_node: &[(&str, usize)]) {
+        let now: Timestamp = "2026-01-02T00:00:00Z".parse().expect("is a time");
+        let per_node = per_node
+            .iter()
+            .map(|(node, count)| ((*node).to_owned(), *count))
+            .collect();
+        let mut shuffled = pods.to_vec();
+        shuffled.reverse();
+        let names = |pods: &[Arc<Pod>]| -> Vec<_> {
+            pods.iter()
+                .map(|pod| pod.metadata.name.clone().unwrap_or_default())
+                .collect()
+        };
+        assert_eq!(
+            names(&choose(&shuffled, &per_node, pods.len(), now)),
+            names(pods)
+        );
+        assert_eq!(choose(&shuffled, &per_node, 1, now).len(), 1);
+    }
+
+    #[test]
+    fn the_least_missed_pods_go_first() {
+        let ready = |second: u32| format!("2026-01-01T{second:02}:00:00Z");
+        check(
+            &[
+                pod("homeless", json!({"ready": ready(1)})),
+                pod("pending", json!({"node": "a", "phase": "Pending"})),
+                pod("unready", json!({"node": "a"})),
+                pod(
+                    "cheap",
+                    json!({"node": "a", "ready": ready(1), "annotations": {"controller.kubernetes.io/pod-deletion-cost": "-5"}}),
+                ),
+                pod("crowded", json!({"node": "b", "ready": ready(1)})),
+                pod("young", json!({"node": "a", "ready": ready(23)})),
+                pod(
+                    "shaky",
+                    json!({"node": "a", "ready": ready(1), "restarts": 7}),
+                ),
+                pod("solid", json!({"node": "a", "ready": ready(1)})),
+                pod(
+                    "dear",
+                    json!({"node": "a", "ready": ready(23), "annotations": {"controller.kubernetes.io/pod-deletion-cost": "5"}}),
+                ),
+            ],
+            &[("a", 2), ("b", 9)],
+        );
+    }
+
+    #[test]
+    fn the_newly_created_go_before_the_old() {
+        check(
+            &[
+                pod(
+                    "new",
+                    json!({"node": "a", "created": "2026-01-01T23:59:00Z"}),
+                ),
+                pod(
+                    "old",
+                    json!({"node": "a", "created": "2025-01-01T00:00:00Z"}),
+                ),
+            ],
+            &[],
+        );
+    }
+
+    #[test]
+    fn a_failure_is_noted_once_and_taken_back() {
+        let now = Timestamp::from_second(1_000_000).expect("in range");
+        let failed = conditions_of(None, Some(&Error::Create("forbidden".to_owned())), now);
+        let text = |conditions: &Option<Vec<ReplicaSetCondition>>| json!(conditions);
+        assert_eq!(
+            text(&failed),
+            json!([{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "forbidden",
+                "lastTransitionTime": "1970-01-12T13:46:40Z"}])
+        );
+        let later = now + k8s_openapi::jiff::SignedDuration::from_secs(60);
+        let again = conditions_of(
+            failed.clone(),
+            Some(&Error::Create("other".to_owned())),
+            later,
+        );
+        assert_eq!(text(&again), text(&failed));
+        assert_eq!(conditions_of(failed, None, later), None);
+    }
 }

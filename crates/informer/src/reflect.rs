@@ -114,11 +114,15 @@ pub(crate) async fn run<K: Object>(source: Source<K>, cache: Arc<Cache<K>>, drai
             Err(error) if pause > Duration::from_millis(500) => {
                 warn!(
                     path = source.path,
-                    error = chain(&error),
+                    error = &error as &dyn std::error::Error,
                     "cannot follow, will try again"
                 );
             }
-            Err(error) => debug!(path = source.path, error = chain(&error), "cannot follow"),
+            Err(error) => debug!(
+                path = source.path,
+                error = &error as &dyn std::error::Error,
+                "cannot follow"
+            ),
         }
         let jittered = pause.mul_f64(rand::random_range(0.75..1.25));
         tokio::select! {
@@ -237,15 +241,4 @@ fn advance(place: &mut String, revision: Option<&str>) {
     if let Some(revision) = revision {
         revision.clone_into(place);
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

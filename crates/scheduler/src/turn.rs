@@ -28,9 +28,9 @@ const DECISIONS_AT_ONCE: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
-    #[error("could not bind the pod")]
+    #[error("could not bind the pod: {0}")]
     Bind(#[source] kube::Error),
-    #[error("could not write the pod's condition")]
+    #[error("could not write the pod's condition: {0}")]
     Condition(#[source] kube::Error),
 }
 
@@ -243,7 +243,7 @@ impl Scheduler {
                 let condition = unschedulable(&pod, "Unschedulable", message, Timestamp::now())?;
                 Some(Box::pin(async move {
                     if let Err(error) = write_condition(client, &pod, condition).await {
-                        warn!(%key, error = chain(&error), "the condition of a pod was not written");
+                        warn!(%key, %error, "the condition of a pod was not written");
                     }
                     Outcome::Said
                 }))
@@ -269,10 +269,10 @@ impl Scheduler {
             // The same, only that the watch has yet to tell.
             return;
         }
-        warn!(%key, error = chain(&error), "a pod was not bound, will be tried again");
+        warn!(%key, %error, "a pod was not bound, will be tried again");
         let text = match error {
             Error::Bind(kube::Error::Api(status)) => status.message,
-            other => chain(&other),
+            other => other.to_string(),
         };
         let warning = EventType::Warning;
         say(
@@ -418,15 +418,4 @@ fn decides(node: &Node) -> impl PartialEq + '_ {
         spec.map(|spec| (&spec.taints, spec.unschedulable)),
         node.status.as_ref().map(|status| &status.allocatable),
     )
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -10,21 +10,17 @@ mod plan;
 mod revision;
 mod scale;
 
-use std::time::Duration;
-
 use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use kube::core::SelectorExt;
 
-use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of};
+use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of, rest};
 use plan::{Plan, Step};
 
 /// Deployments that are worked on at once.
 const WORKERS: usize = 32;
-/// What a Deployment rests after its status was written; see the same in the ReplicaSet's controller.
-const REST: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -157,7 +153,7 @@ impl Controller {
         let written = self.write_status(&deployments, &deployment, &plan).await?;
         carried_out?;
         if written {
-            tokio::time::sleep(REST).await;
+            rest(mine.len()).await;
         }
         Ok(plan.look_again.map_or(Action::Done, Action::After))
     }

@@ -189,3 +189,101 @@ fn share(deployment: &Deployment, set: &ReplicaSet) -> i32 {
     let grown = f64::from(size(set)) * most / f64::from(before);
     grown.round() as i32 - size(set)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn deployment(replicas: i32, surge: Value, unavailable: Value) -> Deployment {
+        let deployment = json!({"spec": {
+            "replicas": replicas, "selector": {}, "template": {},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}},
+        }});
+        serde_json::from_value(deployment).expect("is a deployment")
+    }
+
+    fn set(size: i32, available: i32) -> ReplicaSet {
+        let set = json!({"spec": {"replicas": size, "selector": {}}, "status": {"replicas": size, "availableReplicas": available}});
+        serde_json::from_value(set).expect("is a set")
+    }
+
+    #[test]
+    fn surge_is_rounded_up_and_what_may_be_missing_down() {
+        let check = |replicas, surge: Value, unavailable: Value, expected| {
+            let deployment = deployment(replicas, surge, unavailable);
+            assert_eq!(
+                (max_surge(&deployment), max_unavailable(&deployment)),
+                expected
+            );
+        };
+        check(3, json!("25%"), json!("25%"), (1, 0));
+        check(4, json!("25%"), json!("25%"), (1, 1));
+        check(10, json!("25%"), json!("25%"), (3, 2));
+        check(10, json!(0), json!("5%"), (0, 1));
+        check(1, json!(0), json!(5), (0, 1));
+        check(0, json!("25%"), json!("25%"), (0, 0));
+        check(10, json!("100%"), json!(0), (10, 0));
+    }
+
+    #[test]
+    fn the_new_set_grows_into_what_is_free() {
+        let check = |replicas, surge: i32, new: i32, old: i32, expected| {
+            let deployment = deployment(replicas, json!(surge), json!(0));
+            assert_eq!(
+                new_size(&deployment, &set(new, new), &[set(old, old)]),
+                expected
+            );
+        };
+        check(10, 3, 0, 10, 3);
+        check(10, 3, 3, 10, 3);
+        check(10, 3, 3, 8, 5);
+        check(10, 3, 9, 0, 10);
+        check(10, 0, 0, 0, 10);
+    }
+
+    #[test]
+    fn old_sets_shrink_as_far_as_enough_is_available_and_broken_ones_first() {
+        // replicas, unavailable, new (size, available), old ones (size, available), sizes after
+        let check =
+            |replicas, unavailable: i32, new: (i32, i32), old: &[(i32, i32)], expected: &[i32]| {
+                let deployment = deployment(replicas, json!(10), json!(unavailable));
+                let old: Vec<_> = old
+                    .iter()
+                    .map(|(size, available)| set(*size, *available))
+                    .collect();
+                let mut sizes: Vec<i32> = old.iter().map(size).collect();
+                for (index, size) in old_sizes(&deployment, Some(&set(new.0, new.1)), &old) {
+                    sizes[index] = size;
+                }
+                assert_eq!(sizes, expected);
+            };
+        check(10, 2, (0, 0), &[(10, 10)], &[8]);
+        check(10, 0, (3, 0), &[(10, 10)], &[10]);
+        check(10, 0, (3, 3), &[(10, 10)], &[7]);
+        check(10, 2, (5, 3), &[(8, 8)], &[5]);
+        // Eight of the old do not work: they are nobody's loss, as far as the minimum counts them.
+        check(10, 2, (0, 0), &[(10, 2)], &[8]);
+        check(10, 2, (4, 4), &[(8, 2), (2, 2)], &[2, 2]);
+        check(10, 2, (10, 10), &[(3, 3), (2, 2)], &[0, 0]);
+        check(10, 2, (10, 10), &[(0, 0)], &[0]);
+    }
+
+    #[test]
+    fn a_change_of_size_in_the_middle_is_shared_by_size() {
+        let check = |before: i32, after: i32, surge: i32, sets: &[i32], expected: &[i32]| {
+            let deployment = deployment(after, json!(surge), json!(0));
+            let mut sets: Vec<_> = sets.iter().map(|size| set(*size, *size)).collect();
+            for set in &mut sets {
+                revision::set_replicas(set, before, before + surge);
+            }
+            assert_eq!(shares(&deployment, &sets), expected);
+        };
+        check(10, 20, 0, &[5, 5], &[10, 10]);
+        check(10, 15, 3, &[8, 5], &[11, 7]);
+        check(10, 5, 0, &[8, 2], &[4, 1]);
+        check(10, 0, 3, &[8, 5], &[0, 0]);
+        check(10, 10, 3, &[8, 5], &[8, 5]);
+    }
+}
