@@ -75,10 +75,9 @@ fn default(node: &mut Value) {
     }
 }
 
-fn validate(node: &Value, faults: &mut Vec<Fault>) {
+fn taints(spec: &Value, faults: &mut Vec<Fault>) {
     // Upstream looks for the taints in the metadata.
     const TAINTS: Path<'static> = Path::new("metadata.taints");
-    let spec = &node["spec"];
     let mut seen = BTreeSet::new();
     for (index, taint) in list(spec, "taints").iter().enumerate() {
         let path = TAINTS.index(index);
@@ -112,6 +111,11 @@ fn validate(node: &Value, faults: &mut Vec<Fault>) {
             );
         }
     }
+}
+
+fn validate(node: &Value, faults: &mut Vec<Fault>) {
+    let spec = &node["spec"];
+    taints(spec, faults);
     pod_ranges(spec, faults);
     for kind in ["capacity", "allocatable"] {
         let path = Path::new("status");
@@ -128,6 +132,8 @@ fn validate_update(new: &Value, old: &Value, sub: Option<&str>, faults: &mut Vec
     }
     validate(new, faults);
     let (new, old) = (&new["spec"], &old["spec"]);
+    // Upstream tells faults of taints twice when they come with an update.
+    taints(new, faults);
     if !list(old, "podCIDRs").is_empty() && new["podCIDRs"] != old["podCIDRs"] {
         let text = "node updates may not change podCIDR except from \"\" to valid";
         faults.push(Fault::forbidden(Path::new("spec.podCIDRs"), text));

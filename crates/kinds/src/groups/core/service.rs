@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::fault::{Fault, Path};
-use crate::metadata::{self, IMMUTABLE, validate_labels};
+use crate::metadata::{self, validate_labels};
 use crate::names;
 use crate::read::{fill, list, remove, text};
 use crate::rules::Rules;
@@ -256,7 +256,7 @@ fn validate_update(new: &Value, old: &Value, sub: Option<&str>, faults: &mut Vec
         faults.push(Fault::invalid(
             SPEC.child("loadBalancerClass"),
             class,
-            format!("may not change once set: {IMMUTABLE}"),
+            "may not change once set",
         ));
     }
     validate(new, faults);

@@ -21,28 +21,28 @@ fn validate(event: &Value, faults: &mut Vec<Fault>) {
     if event["eventTime"].is_null() {
         faults.push(Fault::required(Path::new("eventTime"), ""));
     }
-    validate_reporter(event, "reportingController", faults);
-    let note = text(event, "note");
-    if note.len() > 1024 {
-        faults.push(Fault::invalid(
-            Path::new("message"),
-            "",
-            "can have at most 1024 characters",
-        ));
-    }
+    validate_words(event, faults);
     let kind = text(event, "type");
     if !["Normal", "Warning"].contains(&kind) {
-        faults.push(Fault::invalid(
-            Path::new("type"),
-            "",
-            format!("has invalid value: {kind}"),
-        ));
+        let text = format!("has invalid value: {kind}");
+        faults.push(Fault::invalid(Path::new("type"), "", text));
+    }
+}
+
+/// Who tells of the event, and in how many words.
+fn validate_words(event: &Value, faults: &mut Vec<Fault>) {
+    validate_reporter(event, "reportingController", faults);
+    if text(event, "note").len() > 1024 {
+        let text = "can have at most 1024 characters";
+        faults.push(Fault::invalid(Path::new("message"), "", text));
     }
 }
 
 /// Of an event in its newer form only the series goes on.
 fn validate_update(new: &Value, old: &Value, _: Option<&str>, faults: &mut Vec<Fault>) {
-    validate(new, faults);
+    if !new["eventTime"].is_null() {
+        validate_words(new, faults);
+    }
     if new["series"]["count"]
         .as_i64()
         .is_some_and(|count| count < 2)
