@@ -21,6 +21,7 @@
 mod admission;
 mod api;
 mod backoff;
+mod conditions;
 mod context;
 mod downward;
 mod env;

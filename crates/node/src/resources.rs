@@ -297,7 +297,7 @@ mod tests {
         let full = json!({"limits": {"cpu": "1", "memory": "1Gi"}});
         check(&[json!({})], BestEffort);
         check(&[json!({"requests": {"cpu": "0"}})], BestEffort);
-        check(&[full.clone()], Guaranteed);
+        check(std::slice::from_ref(&full), Guaranteed);
         check(&[full.clone(), json!({})], Burstable);
         check(&[json!({"limits": {"memory": "1Gi"}})], Burstable);
         check(

@@ -8,10 +8,11 @@ use engine::ContainerState;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     self as core, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+    ContainerStatus, HostIP, Pod, PodIP, PodSpec, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::conditions;
 use crate::observed::{Attempt, Observed};
 use crate::plan;
 use crate::pod::{Member, Role};
@@ -77,7 +78,7 @@ pub(crate) fn status(situation: &Situation<'_>, remark: impl Fn(&str) -> Remark)
     let mut ephemeral = statuses(&[Role::Ephemeral]);
     let phase = phase(situation, &spec, &init, &main);
     let generation = pod.metadata.generation;
-    let conditions = conditions(situation, &spec, &before, phase, &init, &main);
+    let conditions = conditions::of(situation, &spec, &before, phase, &init, &main);
     // Upstream keeps these two by name and the init containers in order.
     main.sort_by(|left, right| left.name.cmp(&right.name));
     ephemeral.sort_by(|left, right| left.name.cmp(&right.name));
@@ -375,7 +376,7 @@ fn phase(
     let has_begun = main
         .iter()
         .any(|status| status.container_id.is_some() || status.restart_count > 0);
-    if !has_begun && !is_initialized(situation.members, init) {
+    if !has_begun && !conditions::incomplete(situation.members, init).is_empty() {
         return "Pending";
     }
     let is_waiting = |status: &ContainerStatus| {
@@ -413,193 +414,6 @@ fn phase(
     match main.iter().all(|status| exit_code(status) == Some(0)) {
         true => "Succeeded",
         false => "Failed",
-    }
-}
-
-/// Whether an init container has done what the ones behind it wait for.
-fn is_complete(role: Role, status: &ContainerStatus) -> bool {
-    match role {
-        Role::Sidecar => status.started == Some(true),
-        _ => status.ready,
-    }
-}
-
-fn is_initialized(members: &[Member], init: &[ContainerStatus]) -> bool {
-    incomplete(members, init).is_empty()
-}
-
-fn incomplete(members: &[Member], init: &[ContainerStatus]) -> Vec<String> {
-    members
-        .iter()
-        .zip(init)
-        .filter(|(member, status)| !is_complete(member.role, status))
-        .map(|(_, status)| status.name.clone())
-        .collect()
-}
-
-/// A condition before its times are filled in.
-struct Draft {
-    name: &'static str,
-    is_true: bool,
-    reason: Option<&'static str>,
-    message: Option<String>,
-}
-
-fn conditions(
-    situation: &Situation<'_>,
-    spec: &PodSpec,
-    before: &PodStatus,
-    phase: &str,
-    init: &[ContainerStatus],
-    main: &[ContainerStatus],
-) -> Vec<PodCondition> {
-    let containers_ready = containers_ready(situation, phase, init, main);
-    let ready = match containers_ready.is_true {
-        true => gates_ready(spec, before),
-        false => Draft {
-            name: "Ready",
-            is_true: false,
-            reason: containers_ready.reason,
-            message: containers_ready.message.clone(),
-        },
-    };
-    let plain = |name, is_true| Draft {
-        name,
-        is_true,
-        reason: None,
-        message: None,
-    };
-    let drafts = [
-        plain("PodReadyToStartContainers", situation.ground_ready),
-        initialized(situation, phase, init, main),
-        ready,
-        containers_ready,
-        plain("PodScheduled", true),
-    ];
-    let known = before.conditions.as_deref().unwrap_or_default();
-    let own: Vec<&str> = drafts.iter().map(|draft| draft.name).collect();
-    let others = known
-        .iter()
-        .filter(|condition| !own.contains(&condition.type_.as_str()))
-        .cloned();
-    let finish = |draft: &Draft| {
-        let status = if draft.is_true { "True" } else { "False" };
-        let since = known
-            .iter()
-            .find(|condition| condition.type_ == draft.name && condition.status == status)
-            .and_then(|condition| condition.last_transition_time.clone())
-            .unwrap_or(Time(situation.now));
-        PodCondition {
-            type_: draft.name.to_owned(),
-            status: status.to_owned(),
-            reason: draft.reason.map(str::to_owned),
-            message: draft.message.clone(),
-            last_transition_time: Some(since),
-            last_probe_time: None,
-            observed_generation: situation.pod.metadata.generation,
-        }
-    };
-    drafts.iter().map(finish).chain(others).collect()
-}
-
-fn initialized(
-    situation: &Situation<'_>,
-    phase: &str,
-    init: &[ContainerStatus],
-    main: &[ContainerStatus],
-) -> Draft {
-    let done = |reason| Draft {
-        name: "Initialized",
-        is_true: true,
-        reason,
-        message: None,
-    };
-    if phase == "Succeeded" {
-        return done(Some("PodCompleted"));
-    }
-    let has_begun = main.iter().any(|status| status.container_id.is_some());
-    let missing = incomplete(situation.members, init);
-    if has_begun || missing.is_empty() {
-        return done(None);
-    }
-    Draft {
-        name: "Initialized",
-        is_true: false,
-        reason: Some("ContainersNotInitialized"),
-        message: Some(format!(
-            "containers with incomplete status: [{}]",
-            missing.join(" ")
-        )),
-    }
-}
-
-fn containers_ready(
-    situation: &Situation<'_>,
-    phase: &str,
-    init: &[ContainerStatus],
-    main: &[ContainerStatus],
-) -> Draft {
-    let not = |reason, message| Draft {
-        name: "ContainersReady",
-        is_true: false,
-        reason: Some(reason),
-        message,
-    };
-    match phase {
-        "Succeeded" => return not("PodCompleted", None),
-        "Failed" => return not("PodFailed", None),
-        _ => {}
-    }
-    let unready: Vec<&str> = situation
-        .members
-        .iter()
-        .filter(|member| matches!(member.role, Role::Sidecar | Role::Main))
-        .map(|member| member.container.name.as_str())
-        .filter(|name| {
-            !init
-                .iter()
-                .chain(main)
-                .any(|status| status.name == *name && status.ready)
-        })
-        .collect();
-    if unready.is_empty() {
-        return Draft {
-            name: "ContainersReady",
-            is_true: true,
-            reason: None,
-            message: None,
-        };
-    }
-    let message = format!("containers with unready status: [{}]", unready.join(" "));
-    not("ContainersNotReady", Some(message))
-}
-
-fn gates_ready(spec: &PodSpec, before: &PodStatus) -> Draft {
-    let known = before.conditions.as_deref().unwrap_or_default();
-    let faults: Vec<String> = spec
-        .readiness_gates
-        .iter()
-        .flatten()
-        .filter_map(|gate| {
-            let name = &gate.condition_type;
-            match known.iter().find(|condition| condition.type_ == *name) {
-                None => Some(format!(
-                    "corresponding condition of pod readiness gate \"{name}\" does not exist."
-                )),
-                Some(condition) if condition.status != "True" => Some(format!(
-                    "the status of pod readiness gate \"{name}\" is not \"True\", but {}",
-                    condition.status
-                )),
-                Some(_) => None,
-            }
-        })
-        .collect();
-    let is_true = faults.is_empty();
-    Draft {
-        name: "Ready",
-        is_true,
-        reason: (!is_true).then_some("ReadinessGatesNotReady"),
-        message: (!is_true).then(|| faults.join(", ")),
     }
 }
 
