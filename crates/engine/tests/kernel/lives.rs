@@ -308,11 +308,10 @@ pub(crate) async fn a_killed_keeper_is_noticed() {
     }
     let keeper = |name: &str| {
         let socket = house.directory.path().join("run/sandboxes").join(name);
-        let find = async move {
+        async move {
             let found = runtime::Keeper::connect(&socket).await.expect("alive");
             found.0.pid()
-        };
-        find
+        }
     };
     let kill = |pid: i32| {
         let pid = rustix::process::Pid::from_raw(pid).expect("a number");

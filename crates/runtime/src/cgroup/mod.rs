@@ -288,7 +288,10 @@ impl Cgroups {
         if self.is_version_2()
             && let Some(mount) = &self.version_2
         {
-            return make_version_2(mount, path);
+            return match directory.exists() {
+                true => Ok(()),
+                false => make_version_2(mount, path),
+            };
         }
         make_directories(directory)
     }
