@@ -82,13 +82,13 @@ pub(crate) async fn run(context: Context) {
         follow(controller.slices.clone(), |change| {
             let meta = &change.object().metadata;
             let labels = claim::labels(meta);
-            if labels
+            let ours = labels
                 .get(MANAGED_BY)
-                .is_some_and(|manager| manager == MANAGER)
+                .is_some_and(|manager| manager == MANAGER);
+            if ours
+                && let (Some(namespace), Some(name)) = (&meta.namespace, labels.get(SERVICE_NAME))
             {
-                if let (Some(namespace), Some(name)) = (&meta.namespace, labels.get(SERVICE_NAME)) {
-                    queue.add(Key::new(namespace, name));
-                }
+                queue.add(Key::new(namespace, name));
             }
         }),
         queue.clone().run(

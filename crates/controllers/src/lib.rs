@@ -104,9 +104,12 @@ impl Context {
 
 type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// A controller: the name it acts under, and what runs it.
+type Controller = (&'static str, fn(Context) -> Running);
+
 /// Runs all controllers until `drain` is signaled.
 pub async fn run(informers: Informers, config: Config, drain: Drain) {
-    let controllers: [(&'static str, fn(Context) -> Running); 13] = [
+    let controllers: [Controller; 13] = [
         ("deployment-controller", |context| {
             Box::pin(deployment::run(context))
         }),

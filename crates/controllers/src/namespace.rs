@@ -220,10 +220,9 @@ impl Controller {
 
     async fn finalize(&self, mut namespace: Namespace) -> Result<(), Error> {
         let name = namespace.metadata.name.clone().unwrap_or_default();
-        if let Some(spec) = &mut namespace.spec {
-            if let Some(finalizers) = &mut spec.finalizers {
-                finalizers.retain(|finalizer| finalizer != FINALIZER);
-            }
+        let spec = namespace.spec.as_mut();
+        if let Some(finalizers) = spec.and_then(|spec| spec.finalizers.as_mut()) {
+            finalizers.retain(|finalizer| finalizer != FINALIZER);
         }
         let uri = format!("/api/v1/namespaces/{name}/finalize?fieldManager={FIELD_MANAGER}");
         let request = serde_json::to_vec(&namespace)

@@ -165,13 +165,13 @@ impl Controller {
             Some(_) => self.grace,
             None => STARTUP_GRACE.max(self.grace),
         };
-        if silent >= grace {
-            if let Some(unknown) = with_unknown(&node, (self.now)()) {
-                node = self.write_conditions(&unknown).await?;
-                if ready.as_deref() == Some("True") {
-                    let message = format!("Node {name} status is now: NodeNotReady");
-                    self.say(&node, "NodeNotReady", message);
-                }
+        if silent >= grace
+            && let Some(unknown) = with_unknown(&node, (self.now)())
+        {
+            node = self.write_conditions(&unknown).await?;
+            if ready.as_deref() == Some("True") {
+                let message = format!("Node {name} status is now: NodeNotReady");
+                self.say(&node, "NodeNotReady", message);
             }
         }
         self.write_taints(&node).await?;

@@ -277,7 +277,7 @@ fn event_of(reporter: &Reporter, remark: &Remark, verdict: &Verdict) -> Event {
             event.reporting_component = Some(controller.clone());
             event.reporting_instance = Some(instance.clone());
             event.source = Some(EventSource::default());
-            event.series = (verdict.count > 1).then(|| EventSeries {
+            event.series = (verdict.count > 1).then_some(EventSeries {
                 count: Some(verdict.count),
                 last_observed_time: Some(MicroTime(remark.at)),
             });
@@ -403,10 +403,10 @@ impl<V> Default for Bounded<V> {
 impl<V> Bounded<V> {
     fn entry(&mut self, key: u64, new: impl FnOnce() -> V) -> &mut V {
         if !self.values.contains_key(&key) {
-            if self.order.len() == REMEMBERED_MAX {
-                if let Some(oldest) = self.order.pop_front() {
-                    self.values.remove(&oldest);
-                }
+            if self.order.len() == REMEMBERED_MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.values.remove(&oldest);
             }
             self.order.push_back(key);
         }

@@ -135,15 +135,15 @@ impl Cluster {
             return false;
         };
         self.repelling.remove(key);
-        if let Some(state) = &mut self.slots[index] {
-            if let Some(Placed { pod, request }) = state.pods.remove(key) {
-                state.requested.remove(&request.resources);
-                state.weight.0 -= request.weight.0;
-                state.weight.1 -= request.weight.1;
-                for port in host_ports(&pod) {
-                    if let Some(known) = state.ports.iter().position(|known| *known == port) {
-                        state.ports.swap_remove(known);
-                    }
+        if let Some(state) = &mut self.slots[index]
+            && let Some(Placed { pod, request }) = state.pods.remove(key)
+        {
+            state.requested.remove(&request.resources);
+            state.weight.0 -= request.weight.0;
+            state.weight.1 -= request.weight.1;
+            for port in host_ports(&pod) {
+                if let Some(known) = state.ports.iter().position(|known| *known == port) {
+                    state.ports.swap_remove(known);
                 }
             }
         }
@@ -175,11 +175,11 @@ impl Cluster {
 
     fn free_if_empty(&mut self, index: usize) {
         let empty = |state: &NodeState| state.node.is_none() && state.pods.is_empty();
-        if self.slots[index].as_ref().is_some_and(empty) {
-            if let Some(state) = self.slots[index].take() {
-                self.by_name.remove(&state.name);
-                self.free.push(index);
-            }
+        if self.slots[index].as_ref().is_some_and(empty)
+            && let Some(state) = self.slots[index].take()
+        {
+            self.by_name.remove(&state.name);
+            self.free.push(index);
         }
     }
 }
