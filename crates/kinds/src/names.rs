@@ -128,7 +128,7 @@ pub fn qualified_name(value: &str) -> Vec<String> {
             name
         }
         _ => {
-            let text = format!("a qualified name {}", pattern(text, QUALIFIED, &examples));
+            let text = format!("a valid label key {}", pattern(text, QUALIFIED, &examples));
             return vec![format!(
                 "{text} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
             )];

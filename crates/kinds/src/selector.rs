@@ -37,6 +37,9 @@ pub enum SelectorError {
     /// A label selector that cannot be read; the text is upstream's.
     #[error("unable to parse requirement: {0}")]
     Requirement(String),
+    /// A label selector that begins with something else than a key.
+    #[error("found '{0}', expected: !, identifier, or 'end of string'")]
+    Start(String),
     /// A label selector in which something else than a comma stands between two requirements.
     #[error("found '{0}', expected: ',' or 'end of string'")]
     Separator(String),
@@ -52,7 +55,7 @@ pub enum SelectorError {
         term: String,
     },
     /// A field selector that has a backslash before something that needs none.
-    #[error("invalid field selector: invalid escape sequence: '{0}'")]
+    #[error("invalid field selector: invalid escape sequence: {0}")]
     Escape(String),
     /// A `LabelSelector` object with an unknown operator.
     #[error("\"{0}\" is not a valid label selector operator")]
@@ -250,7 +253,10 @@ impl Parser {
 
     fn requirements(&mut self) -> Result<Vec<Requirement>, SelectorError> {
         let mut requirements = Vec::new();
-        while self.peek().is_some() {
+        while let Some(token) = self.peek() {
+            if !matches!(token, Token::Word(_) | Token::Symbol("!")) {
+                return Err(SelectorError::Start(token.text().to_owned()));
+            }
             requirements.push(self.requirement()?);
             match self.next() {
                 None => break,
@@ -281,7 +287,7 @@ impl Parser {
         };
         if let Some(text) = names::qualified_name(&key).first() {
             return Err(SelectorError::Requirement(format!(
-                "key: Invalid value: {}: {text}",
+                "<nil>: Invalid value: {}: {text}",
                 crate::quote(&key)
             )));
         }
@@ -544,6 +550,10 @@ mod tests {
                 "{text}"
             );
         };
+        check(
+            "=web",
+            "found '=', expected: !, identifier, or 'end of string'",
+        );
         check("app=web,", "found '', expected: identifier after ','");
         check(
             "a b",
