@@ -51,25 +51,25 @@ pub enum Command {
 #[derive(Args, Clone, Debug, Default)]
 pub struct SettingsArguments {
     /// Settings file [default: /etc/wharf/config.toml, if there is one]
-    #[arg(long, value_name = "FILE", env = "WHARF_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "WHARF_CONFIG")]
     pub config: Option<PathBuf>,
     /// Where everything is kept [default: /var/lib/wharf]
-    #[arg(long, value_name = "DIR", env = "WHARF_DATA_DIR")]
+    #[arg(long, global = true, value_name = "DIR", env = "WHARF_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
     /// Where the Kubernetes API listens [default: 127.0.0.1:6443]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, global = true, value_name = "ADDR:PORT")]
     pub api_listen: Option<SocketAddr>,
     /// Into which file the cluster's context is written [default: $KUBECONFIG, or ~/.kube/config]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
     /// Addresses of pods [default: 10.244.0.0/16]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, global = true, value_name = "CIDR")]
     pub pod_cidr: Option<AddressRange>,
     /// Addresses of Services [default: 10.96.0.0/16]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, global = true, value_name = "CIDR")]
     pub service_cidr: Option<AddressRange>,
     /// Name of this machine's node [default: the host name]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME")]
     pub node_name: Option<String>,
 }
 

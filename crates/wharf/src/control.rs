@@ -109,6 +109,7 @@ async fn load_images(
         .images()
         .load(source(request), LoadOptions::default())
         .await?;
+    server.agent.images_changed();
     let lines = loaded.into_iter().map(|loaded| ImageLine {
         references: loaded.reference.iter().map(ToString::to_string).collect(),
         id: loaded.id.to_string(),
@@ -138,6 +139,7 @@ async fn import_image(
         ..ImportOptions::default()
     };
     let imported = server.images().import(source(request), options).await?;
+    server.agent.images_changed();
     let image = server
         .images()
         .find(&imported.id.to_string())
@@ -163,6 +165,7 @@ async fn remove_image(
             used.get(&id.to_string()).cloned()
         })
         .await?;
+    server.agent.images_changed();
     Ok(Json(Removed {
         untagged: removed.untagged.iter().map(ToString::to_string).collect(),
         deleted: removed.deleted.iter().map(ToString::to_string).collect(),

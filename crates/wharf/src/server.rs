@@ -24,6 +24,7 @@ pub(crate) struct Server {
     pub(crate) api_for_pods: SocketAddr,
     pub(crate) started_at: Timestamp,
     pub(crate) ground: Ground,
+    pub(crate) agent: node::Agent,
     pub(crate) nodes: Informer<Node>,
     pub(crate) ready: Ready,
     pub(crate) workers: Workers,

@@ -124,7 +124,7 @@ async fn start(
     };
     parts.start_controllers();
     parts.start_gateway().await?;
-    parts.start_node(&node).await?;
+    let agent = parts.start_node(&node).await?;
 
     let nodes = informers.of::<Node>();
     let server = Arc::new(Server {
@@ -135,6 +135,7 @@ async fn start(
         addresses,
         started_at,
         ground,
+        agent,
         nodes,
         ready,
         workers,
@@ -222,7 +223,7 @@ impl Parts<'_> {
         Ok(())
     }
 
-    async fn start_node(&self, node: &LocalNode) -> anyhow::Result<()> {
+    async fn start_node(&self, node: &LocalNode) -> anyhow::Result<node::Agent> {
         let block = self.ready.block("node");
         let name = &self.config.node_name;
         let mut config = node::Config::new(
@@ -243,7 +244,9 @@ impl Parts<'_> {
         .context("start the node agent")?;
         node.connect(agent.service());
         drop(block);
-        Ok(())
+        let ended = agent.clone();
+        self.tasks.spawn(async move { ended.ended().await });
+        Ok(agent)
     }
 }
 
