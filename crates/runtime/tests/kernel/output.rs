@@ -147,6 +147,8 @@ pub(crate) async fn a_terminal() {
         ws_ypixel: 0,
     };
     rustix::termios::tcsetwinsize(&terminal, size).expect("resized");
+    // The terminal itself repeats what is typed, so not before.
+    sandbox.wait_for("c", "terminal").await;
     terminal.write_all(b"go\n").expect("written");
     assert_eq!(code(&sandbox.exit("c").await), 4);
     let log = sandbox.stdout("c").replace('\r', "");
