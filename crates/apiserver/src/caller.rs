@@ -194,8 +194,28 @@ pub(crate) fn impersonation(
         return Ok(None);
     }
     if wanted.name.is_empty() {
-        return Err(Failure::internal(format!(
-            "requested {wanted:?} without impersonating a user"
+        let quoted = |values: &[String]| -> String {
+            let values: Vec<String> = values.iter().map(|value| kinds::quote(value)).collect();
+            format!("[]string{{{}}}", values.join(", "))
+        };
+        let groups = if wanted.groups.is_empty() {
+            "[]string(nil)".to_owned()
+        } else {
+            quoted(&wanted.groups)
+        };
+        let extra: Vec<String> = wanted
+            .extra
+            .iter()
+            .map(|(key, values)| format!("{}:{}", kinds::quote(key), quoted(values)))
+            .collect();
+        let extra = if extra.is_empty() {
+            "map[string][]string(nil)".to_owned()
+        } else {
+            format!("map[string][]string{{{}}}", extra.join(", "))
+        };
+        return Err(Failure::bad_request(format!(
+            "requested &user.DefaultInfo{{Name:\"\", UID:{}, Groups:{groups}, Extra:{extra}}} without impersonating a user name",
+            kinds::quote(&wanted.uid)
         )));
     }
     let account = wanted
@@ -304,7 +324,7 @@ mod tests {
         );
         let mut headers = HeaderMap::new();
         headers.insert("impersonate-group", "g".parse().expect("a value"));
-        assert_eq!(impersonation(&headers).expect_err("no user").code(), 500);
+        assert_eq!(impersonation(&headers).expect_err("no user").code(), 400);
     }
 
     #[test]

@@ -114,7 +114,10 @@ impl Resource {
         if object["apiVersion"] == self.api_version.as_str() && object["kind"] == self.kind.kind() {
             return object;
         }
-        views::shown(object, self.renames, self.kind.kind(), &self.api_version)
+        let mut object = views::shown(object, self.renames, self.kind.kind(), &self.api_version);
+        // What one view always shows, the other leaves out when it is empty.
+        self.kind.decode(&mut object, None);
+        object
     }
 
     /// An object of this kind as it is stored.
@@ -373,9 +376,9 @@ async fn answer(
         None => authenticate(&core, &parts)?,
     };
     let caller = impersonate(&core, caller, &parts.headers)?;
-    require(&core.authorizer, &caller, &info)?;
     // Read even where nobody needs it: a connection with half a request in it is of no more use.
     let (body, _turn) = take_body(&core, &parts, body).await?;
+    require(&core.authorizer, &caller, &info)?;
     if !info.is_resource {
         return unresourceful(&core, &info, &parts.headers, &query, &parts.method);
     }

@@ -195,7 +195,7 @@ fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
 }
 
 /// The names of the containers for which something holds.
-fn names_where<'a>(spec: &'a Value, holds: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn names_where(spec: &Value, holds: impl Fn(&Value) -> bool) -> Vec<&str> {
     containers(spec)
         .filter(|container| holds(&container["securityContext"]))
         .filter_map(|container| container["name"].as_str())

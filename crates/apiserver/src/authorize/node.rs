@@ -21,10 +21,12 @@ pub(super) fn related(
         ("", "persistentvolumeclaims") => Wanted::Claim,
         _ => return Ok(()),
     };
-    let single =
-        matches!(request.verb, "get" | "list" | "watch" | "create") && !request.name.is_empty();
-    if !single {
-        return Err("can only read resources of this type by name".into());
+    let issues = matches!(wanted, Wanted::Account) && request.subresource == "token";
+    if !issues && !matches!(request.verb, "get" | "list" | "watch") {
+        return Err("can only read resources of this type".into());
+    }
+    if request.name.is_empty() {
+        return Err("No Object name found".into());
     }
     let prefix = format!("{}/", request.namespace);
     let snapshot = store.snapshot();

@@ -113,11 +113,11 @@ impl Authorizer for Roles {
             let rules = policy
                 .rules_of_role("ClusterRole", NODE_ROLE, "")
                 .unwrap_or_default();
-            if rules.iter().any(|rule| rule.allows(&question)) {
-                match node::related(&self.store, node_name, attributes.request) {
-                    Ok(()) => return Decision::Allow(String::new()),
-                    Err(why) => reason = why,
-                }
+            let allowed = rules.iter().any(|rule| rule.allows(&question));
+            match node::related(&self.store, node_name, attributes.request) {
+                Ok(()) if allowed => return Decision::Allow(String::new()),
+                Ok(()) => {}
+                Err(why) => reason = why,
             }
         }
         match policy.decide(&question) {

@@ -19,7 +19,6 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     let binding = body::parse(&bytes, encoding, "Binding")?;
     let name = match (call.info.name.as_str(), metadata_str(&binding, "name")) {
         ("", name) => name.to_owned(),
-        (name, "") => name.to_owned(),
         (name, given) if name == given => name.to_owned(),
         _ => {
             return Err(Failure::bad_request(
@@ -27,7 +26,7 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
             ));
         }
     };
-    check_target(&binding, &name)?;
+    check_target(&binding)?;
     let node = binding["target"]["name"]
         .as_str()
         .unwrap_or_default()
@@ -47,7 +46,7 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     ))
 }
 
-fn check_target(binding: &Value, name: &str) -> Result<(), Failure> {
+fn check_target(binding: &Value) -> Result<(), Failure> {
     let target = &binding["target"];
     let mut faults = Vec::new();
     let kind = target["kind"].as_str().unwrap_or_default();
@@ -70,7 +69,11 @@ fn check_target(binding: &Value, name: &str) -> Result<(), Failure> {
     if faults.is_empty() {
         return Ok(());
     }
-    Err(Failure::invalid("", "Binding", name, &faults))
+    let texts: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    Err(Failure::plain_internal(match texts.as_slice() {
+        [single] => single.clone(),
+        _ => format!("[{}]", texts.join(", ")),
+    }))
 }
 
 /// The pod with its node, as upstream's binding writes it.
@@ -123,7 +126,9 @@ fn bind(
             call.resource.name(),
             &call.info.name,
             format!(
-                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                "StorageError: invalid object, Code: 4, Key: /registry/pods/{}/{}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                call.info.namespace,
+                call.info.name,
                 metadata_str(pod, "uid")
             ),
         ));

@@ -17,7 +17,7 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     let encoding = body::Encoding::of(&call.headers)?;
     let eviction = body::parse(&bytes, encoding, "Eviction")?;
     let given = crate::encode::metadata_str(&eviction, "name");
-    if !given.is_empty() && given != call.info.name {
+    if given != call.info.name {
         return Err(Failure::bad_request(
             "name in URL does not match name in Eviction object",
         ));

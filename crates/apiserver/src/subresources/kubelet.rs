@@ -9,7 +9,7 @@ use tower::ServiceExt as _;
 
 use crate::Body;
 use crate::handle::Call;
-use crate::status::Failure;
+use crate::status::{Failure, FaultReason, fault};
 use crate::verbs::answer::with_type;
 
 /// The annotation by which a pod says which of its containers is meant.
@@ -42,9 +42,14 @@ pub(crate) async fn answer(
             )
         }
         "log" => {
+            check_log_options(call)?;
             let container = container(call, &pod)?;
             if node_name.is_empty() {
-                return Ok(with_type(StatusCode::OK, Body::empty(), "text/plain"));
+                return Ok(with_type(
+                    StatusCode::NO_CONTENT,
+                    Body::empty(),
+                    "text/plain",
+                ));
             }
             let query = query_of(
                 call,
@@ -94,6 +99,42 @@ pub(crate) async fn answer(
         Ok(response) => Ok(response),
         Err(never) => match never {},
     }
+}
+
+/// Refuses amounts of log that make no sense.
+fn check_log_options(call: &Call) -> Result<(), Failure> {
+    let mut faults = Vec::new();
+    for (name, least, detail) in [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ] {
+        let Some(text) = call.query.get(name).filter(|text| !text.is_empty()) else {
+            continue;
+        };
+        let amount: i64 = text.parse().map_err(|_| {
+            Failure::bad_request(format!(
+                "strconv.ParseInt: parsing {}: invalid syntax",
+                kinds::quote(text)
+            ))
+        })?;
+        if amount < least {
+            faults.push(fault(name, FaultReason::Invalid, amount, detail));
+        }
+    }
+    if call.query.get("sinceSeconds").is_some() && call.query.get("sinceTime").is_some() {
+        let detail = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+        faults.push(fault("[]", FaultReason::Forbidden, Value::Null, detail));
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::invalid(
+        "",
+        "PodLogOptions",
+        &call.info.name,
+        &faults,
+    ))
 }
 
 /// The container that the request means.

@@ -35,7 +35,7 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     let wanted = request["spec"]["expirationSeconds"]
         .as_i64()
         .unwrap_or(SECONDS_DEFAULT);
-    check_seconds(call, wanted)?;
+    check_seconds(wanted)?;
     let audiences = audiences(call, &request);
     let mut bound = Bound {
         namespace: call.info.namespace.clone(),
@@ -103,7 +103,7 @@ fn audiences(call: &Call, request: &Value) -> Vec<String> {
     }
 }
 
-fn check_seconds(call: &Call, seconds: i64) -> Result<(), Failure> {
+fn check_seconds(seconds: i64) -> Result<(), Failure> {
     let detail = if seconds < SECONDS_LEAST {
         "may not specify a duration less than 10 minutes"
     } else if seconds > SECONDS_MOST {
@@ -117,12 +117,7 @@ fn check_seconds(call: &Call, seconds: i64) -> Result<(), Failure> {
         seconds,
         detail,
     );
-    Err(Failure::invalid(
-        GROUP,
-        "TokenRequest",
-        &call.info.name,
-        &[fault],
-    ))
+    Err(Failure::invalid(GROUP, "TokenRequest", "", &[fault]))
 }
 
 /// Binds the token to the pod, secret or node that was asked for.
@@ -138,9 +133,11 @@ fn bind(call: &Call, wanted: &Value, bound: &mut Bound) -> Result<(), Failure> {
         ("Node", "v1") => "nodes",
         _ => {
             return Err(Failure::bad_request(format!(
-                "cannot bind token for serviceaccount {} to object of type {}",
-                kinds::quote(&call.info.name),
-                kind
+                "cannot bind token to object of type {}, Kind={kind}",
+                match text("apiVersion") {
+                    grouped if grouped.contains('/') => grouped.to_owned(),
+                    version => format!("/{version}"),
+                }
             )));
         }
     };

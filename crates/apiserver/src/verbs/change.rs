@@ -295,7 +295,7 @@ fn finish(
     if !bound {
         kind.prepare_update(new, old, sub);
     }
-    if !options.applied {
+    if !options.applied && !bound {
         managed::track(call, Some(old), new, options, sub);
     }
     if !bound {

@@ -132,6 +132,10 @@ pub(crate) async fn delete_object(
             old: Some(&old),
         })?;
         let gone = mark(call, &mut new, options);
+        if gone && !call.resource.is("", "Pod") {
+            // Its last state is the one that everybody knew.
+            new = old.clone();
+        }
         if options.dry_run {
             return Ok(Deleted {
                 object: Done::Unstored(new),
@@ -208,10 +212,12 @@ fn check_preconditions(
     Ok(())
 }
 
-/// Marks the object as being deleted. True if nothing holds it, so that it can go at once.
+/// Marks the object as being deleted. True if nothing holds it, so that it can go at once; then
+/// only pods bear the mark.
 fn mark(call: &Call, object: &mut Value, options: &DeleteOptions) -> bool {
     set_finalizers(object, options.propagation);
-    if call.resource.is("", "Namespace") {
+    let is_namespace = call.resource.is("", "Namespace");
+    if is_namespace {
         object["status"]["phase"] = "Terminating".into();
     }
     let marked = object["metadata"]["deletionTimestamp"].is_string();
@@ -241,7 +247,9 @@ fn mark(call: &Call, object: &mut Value, options: &DeleteOptions) -> bool {
             "deletionTimestamp".into(),
             end_of_grace(call.now, grace).into(),
         );
-        metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+        if !is_namespace {
+            metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+        }
         bump_generation(metadata);
     }
     is_finished(object)

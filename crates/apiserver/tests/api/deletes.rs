@@ -89,7 +89,7 @@ async fn a_pod_on_a_node_gets_its_grace() {
 
     house.post(PODS, pod("bound")).await.expect_code(201);
     let path = format!("{PODS}/bound");
-    let binding = json!({"target": {"kind": "Node", "name": "n"}});
+    let binding = json!({"metadata": {"name": "bound"}, "target": {"kind": "Node", "name": "n"}});
     house
         .post(&format!("{path}/binding"), binding.clone())
         .await

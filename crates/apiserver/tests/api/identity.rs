@@ -113,7 +113,7 @@ async fn token_requests_are_checked() {
     house.post(path, json!({"spec": {"expirationSeconds": 5}})).await.expect_failure(
         422,
         "Invalid",
-        "TokenRequest.authentication.k8s.io \"default\" is invalid: spec.expirationSeconds: Invalid value: 5: may not specify a duration less than 10 minutes",
+        "TokenRequest.authentication.k8s.io \"\" is invalid: spec.expirationSeconds: Invalid value: 5: may not specify a duration less than 10 minutes",
     );
     house
         .post(

@@ -50,7 +50,7 @@ async fn echo(mut request: Request<Body>) -> Result<Response<Body>, std::convert
 async fn house_with_pod() -> House {
     let house = House::with(|config| config.nodes = Arc::new(Echo)).await;
     house.post(PODS, pod("a")).await.expect_code(201);
-    let binding = json!({"target": {"kind": "Node", "name": "n"}});
+    let binding = json!({"metadata": {"name": "a"}, "target": {"kind": "Node", "name": "n"}});
     house
         .post(&format!("{PODS}/a/binding"), binding)
         .await
@@ -79,14 +79,16 @@ async fn logs_come_from_the_node() {
         .await
         .expect_failure(400, "BadRequest", "container x is not valid for pod a");
     house.post(PODS, pod("b")).await.expect_code(201);
-    assert_eq!(
-        house
-            .get(&format!("{PODS}/b/log"))
-            .await
-            .expect_code(200)
-            .text,
-        ""
-    );
+    let nothing = house.get(&format!("{PODS}/b/log")).await.expect_code(204);
+    assert_eq!(nothing.text, "");
+    house
+        .get(&format!("{PODS}/b/log?tailLines=-1"))
+        .await
+        .expect_failure(
+            422,
+            "Invalid",
+            "PodLogOptions \"b\" is invalid: tailLines: Invalid value: -1: must be greater than or equal to 0",
+        );
     let body = json!({"spec": {"nodeName": "elsewhere", "containers": [{"name": "main", "image": "a"}]}, "metadata": {"name": "c"}});
     house.post(PODS, body).await.expect_code(201);
     house.get(&format!("{PODS}/c/log")).await.expect_failure(

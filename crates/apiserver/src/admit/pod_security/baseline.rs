@@ -39,6 +39,9 @@ const SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_wmem",
 ];
 
+/// What is against the level in a pod, or nothing.
+type Check = fn(&Value) -> Option<String>;
+
 const SELINUX_TYPES: &[&str] = &[
     "",
     "container_t",
@@ -50,7 +53,7 @@ const SELINUX_TYPES: &[&str] = &[
 /// Everything that is against the level, in upstream's order and words. Checks that the restricted
 /// level has stricter forms of are left to it if it is the one that is asked for.
 pub(super) fn violations(spec: &Value, for_restricted: bool) -> Vec<String> {
-    let checks: &[(bool, fn(&Value) -> Option<String>)] = &[
+    let checks: &[(bool, Check)] = &[
         (false, app_armor),
         (true, capabilities),
         (false, host_namespaces),

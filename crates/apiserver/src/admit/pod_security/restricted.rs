@@ -87,7 +87,7 @@ fn volumes(spec: &Value) -> Option<String> {
 }
 
 /// The containers that neither say something themselves nor inherit it from the pod.
-fn silent<'a>(spec: &'a Value, says: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn silent(spec: &Value, says: impl Fn(&Value) -> bool) -> Vec<&str> {
     if says(&spec["securityContext"]) {
         return Vec::new();
     }
