@@ -34,7 +34,7 @@ impl House {
     }
 
     async fn with(configure: impl FnOnce(&mut Config)) -> House {
-        let engine = Box::new(store::Memory::default());
+        let engine = Box::new(store::Memory);
         let store = store::Store::open(engine, apiserver::extract(), store::Options::default());
         let store = store.await.expect("a store in memory opens");
         let authority = Arc::new(pki::Authority::in_memory().expect("keys can be made"));
