@@ -22,7 +22,6 @@ pub(crate) struct Admission {
     /// In thousandths for `cpu`, else whole; by resource.
     allocatable: HashMap<&'static str, i64>,
     pods_max: usize,
-    labels: BTreeMap<String, String>,
     taken: Mutex<HashMap<String, Promise>>,
 }
 
@@ -38,26 +37,27 @@ fn amount(name: &str, quantity: &Quantity) -> i64 {
 }
 
 impl Admission {
-    pub(crate) fn new(
-        allocatable: &BTreeMap<String, Quantity>,
-        pods_max: u32,
-        labels: BTreeMap<String, String>,
-    ) -> Admission {
+    pub(crate) fn new(allocatable: &BTreeMap<String, Quantity>, pods_max: u32) -> Admission {
         let of = |name: &'static str| Some((name, amount(name, allocatable.get(name)?)));
         Admission {
             allocatable: RESOURCES.into_iter().filter_map(of).collect(),
             pods_max: usize::try_from(pods_max).unwrap_or(usize::MAX),
-            labels,
             taken: Mutex::default(),
         }
     }
 
-    /// Takes a pod, or says why not. `runs_already`: an earlier daemon took it.
-    pub(crate) fn admit(&self, pod: &Pod, runs_already: bool) -> Result<(), Rejection> {
+    /// Takes a pod, or says why not. `runs_already`: an earlier daemon took it. `labels` are the
+    /// node's as they are now: anybody may have added some.
+    pub(crate) fn admit(
+        &self,
+        pod: &Pod,
+        runs_already: bool,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), Rejection> {
         let promise = promise(pod);
         let mut taken = self.taken.lock();
         if !runs_already && !taken.contains_key(pod::uid(pod)) {
-            self.check_selector(pod)?;
+            check_selector(pod, labels)?;
             self.check_resources(&taken, &promise)?;
         }
         taken.insert(pod::uid(pod).to_owned(), promise);
@@ -67,25 +67,6 @@ impl Admission {
     /// A pod needs nothing any more.
     pub(crate) fn release(&self, uid: &str) {
         self.taken.lock().remove(uid);
-    }
-
-    fn check_selector(&self, pod: &Pod) -> Result<(), Rejection> {
-        let selector = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.node_selector.as_ref());
-        let fits = selector
-            .into_iter()
-            .flatten()
-            .all(|(name, value)| self.labels.get(name) == Some(value));
-        match fits {
-            true => Ok(()),
-            false => Err(Rejection {
-                reason: "NodeAffinity".to_owned(),
-                message: "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
-                    .to_owned(),
-            }),
-        }
     }
 
     fn check_resources(
@@ -120,6 +101,26 @@ impl Admission {
     }
 }
 
+fn check_selector(pod: &Pod, labels: &BTreeMap<String, String>) -> Result<(), Rejection> {
+    let selector = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.node_selector.as_ref());
+    let fits = selector
+        .into_iter()
+        .flatten()
+        .all(|(name, value)| labels.get(name) == Some(value));
+    match fits {
+        true => Ok(()),
+        false => Err(Rejection {
+            reason: "NodeAffinity".to_owned(),
+            message:
+                "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+                    .to_owned(),
+        }),
+    }
+}
+
 fn promise(pod: &Pod) -> Promise {
     let requests = pod.spec.as_ref().and_then(resources::pod_requests);
     let of = |name: &'static str| Some((name, amount(name, requests.as_ref()?.get(name)?)));
@@ -145,9 +146,9 @@ mod tests {
     fn pods_that_fit_and_pods_that_do_not() {
         let allocatable = [("cpu".to_owned(), Quantity("2".to_owned()))].into();
         let labels = [("zone".to_owned(), "a".to_owned())].into();
-        let admission = Admission::new(&allocatable, 3, labels);
+        let admission = Admission::new(&allocatable, 3);
         let check = |uid: &str, cpu: &str, selector, expected: &str| {
-            let seen = admission.admit(&pod(uid, cpu, selector), false);
+            let seen = admission.admit(&pod(uid, cpu, selector), false, &labels);
             let text = seen.map_or_else(
                 |no| format!("{}: {}", no.reason, no.message),
                 |()| String::new(),
@@ -178,6 +179,9 @@ mod tests {
         );
         admission.release("2");
         check("4", "500m", json!({}), "");
-        assert_eq!(admission.admit(&pod("5", "9", json!({})), true), Ok(()));
+        assert_eq!(
+            admission.admit(&pod("5", "9", json!({})), true, &labels),
+            Ok(())
+        );
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use engine::Engine;
 use informer::{EventType, Informer, Recorder};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use lifecycle::Drain;
 use tokio::sync::watch;
@@ -26,6 +26,8 @@ pub(crate) struct Context {
     pub(crate) client: kube::Client,
     /// The pods of this node.
     pub(crate) pods: Informer<Pod>,
+    /// Only this node's object.
+    pub(crate) nodes: Informer<Node>,
     pub(crate) services: Informer<Service>,
     pub(crate) sources: Sources,
     pub(crate) tokens: Tokens,
@@ -42,6 +44,13 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn now(&self) -> Timestamp {
         (self.config.now)()
+    }
+
+    /// The labels of the Node object, as it is in the API.
+    pub(crate) fn node_labels(&self) -> BTreeMap<String, String> {
+        let node = self.nodes.get(None, &self.config.node_name);
+        let labels = node.and_then(|node| node.metadata.labels.clone());
+        labels.unwrap_or_else(|| crate::register::labels(&self.config))
     }
 
     /// A pod's own directory: its volumes and its containers' termination messages.

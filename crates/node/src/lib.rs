@@ -66,7 +66,7 @@ use engine::Engine;
 use http::{Request, Response};
 use informer::{Informers, Recorder};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use lifecycle::Drain;
 use tower::util::BoxCloneSyncService;
 
@@ -203,11 +203,13 @@ impl Agent {
         let pods = informers.of_fields::<Pod>(&format!("spec.nodeName={}", config.node_name));
         let services = informers.of::<Service>();
         let allocatable = machine.allocatable(config.max_pods);
-        let labels = register::labels(&config);
+        let name = format!("metadata.name={}", config.node_name);
+        let nodes = informers.of_fields::<Node>(&name);
         let context = Arc::new(Context {
             engine,
-            admission: Admission::new(&allocatable, config.max_pods, labels),
+            admission: Admission::new(&allocatable, config.max_pods),
             pods: pods.clone(),
+            nodes: nodes.clone(),
             services: services.clone(),
             sources: Sources::new(client.clone()),
             tokens: Tokens::new(client.clone()),
@@ -227,7 +229,7 @@ impl Agent {
         let node = register::register(&context, &machine).await?;
         register::say_started(&context, &node);
         // Pods get the variables of services that were there before them.
-        tokio::join!(pods.synced(), services.synced());
+        tokio::join!(pods.synced(), services.synced(), nodes.synced());
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(register::keep_alive(context.clone(), machine, node));
         tasks.spawn(pods::dispatch(context.clone(), pods));

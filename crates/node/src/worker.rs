@@ -327,7 +327,10 @@ impl Worker {
     fn admit(&mut self) -> Result<(), Rejection> {
         if !self.admitted {
             let runs_already = self.observed.exists;
-            self.context.admission.admit(&self.pod, runs_already)?;
+            let labels = self.context.node_labels();
+            self.context
+                .admission
+                .admit(&self.pod, runs_already, &labels)?;
             self.admitted = true;
         }
         Ok(())

@@ -70,6 +70,10 @@ impl History {
     /// # Panics
     /// When something was stored that is not of its kind.
     pub fn each(&self, mut look: impl FnMut(usize, &Moment)) {
+        self.walk(&mut look);
+    }
+
+    fn walk(&self, look: &mut dyn FnMut(usize, &Moment)) -> Moment {
         let mut moment = Moment::default();
         for (index, record) in self.0.all().into_iter().enumerate() {
             let name = record.key.name.to_string();
@@ -81,13 +85,12 @@ impl History {
             }
             look(index, &moment);
         }
+        moment
     }
 
     /// The newest state.
     pub fn last(&self) -> Moment {
-        let mut last = Moment::default();
-        self.each(|_, moment| last = moment.clone());
-        last
+        self.walk(&mut |_, _| {})
     }
 }
 
