@@ -11,7 +11,7 @@ use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStat
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use kube::core::SelectorExt;
 
 use crate::pods::{self, Availability};
@@ -19,6 +19,14 @@ use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of, rest};
 
 /// Pods that are made or deleted in one go; the rest follows when these are seen.
 const BURST: usize = 500;
+/// Pauses between looks for pods of which it is not known whether they were made.
+const LOOKS: [Duration; 5] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
 /// ReplicaSets that are worked on at once.
 const WORKERS: usize = 32;
 
@@ -175,7 +183,7 @@ impl Controller {
         while left > 0 {
             let answers = join_all((0..batch.min(left)).map(|_| pods.create(&params, &pod))).await;
             let mut newest: Option<Pod> = None;
-            let mut failed = None;
+            let (mut failed, mut is_open) = (None, false);
             for answer in answers {
                 match answer {
                     Ok(created) => {
@@ -185,8 +193,15 @@ impl Controller {
                             .event(set, EventType::Normal, "SuccessfulCreate", message);
                         newest = newest.into_iter().chain([created]).max_by_key(revision_of);
                     }
-                    Err(error) => failed = Some(error),
+                    Err(error) => {
+                        is_open |= leaves_open(&error);
+                        failed = Some(error);
+                    }
                 }
+            }
+            if is_open {
+                let made = self.newest_of(set, pods).await;
+                newest = newest.into_iter().chain(made).max_by_key(revision_of);
             }
             if let Some(newest) = newest {
                 self.pods.caught_up_with(&newest).await;
@@ -207,6 +222,24 @@ impl Controller {
             batch *= 2;
         }
         Ok(())
+    }
+
+    /// The pod of the set that was written last, as the server knows it: after an answer that leaves
+    /// open whether a pod was made, the cache must be as new as that before pods are counted again.
+    async fn newest_of(&self, set: &ReplicaSet, pods: &Api<Pod>) -> Option<Pod> {
+        let labels = set.spec.as_ref()?.selector.match_labels.clone();
+        let pairs = labels.unwrap_or_default().into_iter();
+        let selector: Vec<String> = pairs
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let params = ListParams::default().labels(&selector.join(","));
+        for pause in LOOKS {
+            match pods.list(&params).await {
+                Ok(found) => return found.items.into_iter().max_by_key(revision_of),
+                Err(_) => tokio::time::sleep(pause).await,
+            }
+        }
+        None
     }
 
     async fn delete(
@@ -317,6 +350,11 @@ fn revision_of(pod: &Pod) -> u64 {
     revision
         .and_then(|revision| revision.parse().ok())
         .unwrap_or_default()
+}
+
+/// Whether the server may have done what it did not say that it has: any answer but a refusal.
+fn leaves_open(error: &kube::Error) -> bool {
+    !matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code))
 }
 
 fn is_namespace_terminating(error: &kube::Error) -> bool {

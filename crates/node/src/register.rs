@@ -258,6 +258,9 @@ pub(crate) async fn keep_alive(context: Arc<Context>, machine: Machine, node: No
                     Ok(renewed) => lease = Some(renewed),
                     Err(error) => tracing::warn!(%error, "the node's lease was not renewed"),
                 }
+                if says_otherwise(&context) {
+                    node = refreshed(&context, &machine, node).await;
+                }
                 // Logs are looked at while the machine is awake anyway.
                 rotate::rotate_logs(&context).await;
             }
@@ -265,6 +268,18 @@ pub(crate) async fn keep_alive(context: Arc<Context>, machine: Machine, node: No
             Ok(()) = images_changed.changed() => node = refreshed(&context, &machine, node).await,
         }
     }
+}
+
+/// Whether the API has it that this node is not ready: it was not heard for a while, and its pods
+/// will be evicted unless it says how it is before the next regular time.
+fn says_otherwise(context: &Context) -> bool {
+    let node = context.nodes.get(None, &context.config.node_name);
+    let status = node.as_ref().and_then(|node| node.status.as_ref());
+    let conditions = status.and_then(|status| status.conditions.as_ref());
+    conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == "Ready" && condition.status != "True")
 }
 
 async fn refreshed(context: &Context, machine: &Machine, node: Node) -> Node {
