@@ -63,7 +63,7 @@ fn exec(kubectl: &Kubectl) -> anyhow::Result<()> {
     kubectl
         .run(&["exec", "box", "-c", "other", "--", "true"])?
         .refused()?
-        .says("container other not found")?;
+        .says("container other is not valid for pod box")?;
     Ok(())
 }
 
@@ -127,7 +127,9 @@ fn port_forward(kubectl: &Kubectl) -> anyhow::Result<()> {
     for target in ["pod/web", "service/web"] {
         let port = if target == "pod/web" { ":3000" } else { ":80" };
         let mut forward = kubectl.start(&["port-forward", target, port])?;
-        let line = forward.lines()?.next().context("no line")??;
+        // Held on to: kubectl ends when it cannot tell of the connections that it handles.
+        let mut lines = forward.lines()?;
+        let line = lines.next().context("no line")??;
         let port = line
             .split("127.0.0.1:")
             .nth(1)
