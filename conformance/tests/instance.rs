@@ -80,7 +80,7 @@ fn up_status_down_leave_nothing() -> anyhow::Result<()> {
             "registry.cn-hangzhou.aliyuncs.com/ceyewan/hellok8s:v1",
         ])?
         .refused()?
-        .says("in use")?;
+        .says("is using")?;
     let (name, directory) = (instance.name()?, instance.data_dir());
     instance.wharf(&["down"])?.ok()?;
     nothing_left(&name, &directory)?;
@@ -324,6 +324,7 @@ fn mistakes_are_named() -> anyhow::Result<()> {
     )?;
     said.refused()?.says("sudo")?;
     // The data directory is a file; the database is none.
+    std::fs::remove_dir_all(instance.data_dir())?;
     std::fs::write(instance.data_dir(), "a file")?;
     check(&["up"], 1, "data")?;
     std::fs::remove_file(instance.data_dir())?;
@@ -470,11 +471,13 @@ fn full_disk_is_said_and_survived() -> anyhow::Result<()> {
         kubectl
             .run(&["get", "configmap", "before", "after"])?
             .ok()?;
-        instance.wharf(&["reset", "--yes"])?.ok()?;
         anyhow::Ok(())
     })();
-    // Whatever is left of a failed run must not keep the mount.
-    let _ = instance.wharf(&["reset", "--yes"]);
+    // Also after a failed run, so that nothing keeps the mount.
+    let reset = instance.wharf(&["reset", "--yes"]);
     mount(&["umount", &target])?;
+    // What the mount hid is an empty directory, which nobody resets.
+    std::fs::remove_dir(&directory)?;
+    reset?.ok()?;
     outcome
 }

@@ -23,7 +23,7 @@ pub use directory::{Medium, make_directory};
 pub use files::{File, Files, FilesError, write_files};
 pub use group::set_group;
 pub use host_path::{HostPathError, HostPathKind, check_host_path};
-pub use remove::remove;
+pub use remove::{remove, unmount_all};
 pub use sub_path::{SubPathError, bind_sub_path};
 
 use std::io;

@@ -21,15 +21,30 @@ const ROUNDS_MAX: usize = 16;
 /// Unmounts everything at and below `directory`, and removes it. Links are removed, not followed,
 /// and a mount that cannot be taken away is an error, never emptied. Absent is fine.
 pub fn remove(directory: &Path) -> Result<(), MachineError> {
-    let directory = match directory.parent().map(std::fs::canonicalize) {
-        // The kernel lists mounts under their true paths. The last part is not followed.
-        Some(Ok(above)) => above.join(directory.file_name().unwrap_or_default()),
-        Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Some(Err(error)) => return Err(failed("look at", directory)(error)),
-        None => return Err(failed("remove", directory)(Errno::INVAL)),
+    let Some(directory) = true_path(directory)? else {
+        return Ok(());
     };
     unmount_below(&directory)?;
     remove_tree(&directory).map_err(failed("remove", &directory))
+}
+
+/// Unmounts everything at and below `directory`, and leaves what is stored. What was kept in memory
+/// is gone with it. Absent is fine.
+pub fn unmount_all(directory: &Path) -> Result<(), MachineError> {
+    match true_path(directory)? {
+        Some(directory) => unmount_below(&directory),
+        None => Ok(()),
+    }
+}
+
+/// The kernel lists mounts under their true paths. The last part is not followed.
+fn true_path(directory: &Path) -> Result<Option<PathBuf>, MachineError> {
+    match directory.parent().map(std::fs::canonicalize) {
+        Some(Ok(above)) => Ok(Some(above.join(directory.file_name().unwrap_or_default()))),
+        Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Some(Err(error)) => Err(failed("look at", directory)(error)),
+        None => Err(failed("unmount", directory)(Errno::INVAL)),
+    }
 }
 
 fn unmount_below(directory: &Path) -> Result<(), MachineError> {

@@ -1,5 +1,6 @@
 //! The ground floor of an instance, opened in the order in which things need each other.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -19,6 +20,8 @@ pub(crate) struct Ground {
     pub(crate) images: Images,
     pub(crate) network: Network,
     pub(crate) engine: Arc<LocalEngine>,
+    /// Where the volumes of pods are.
+    pods_dir: PathBuf,
 }
 
 impl Ground {
@@ -61,6 +64,7 @@ impl Ground {
             images,
             network,
             engine: Arc::new(engine),
+            pods_dir: data_dir.join("pods"),
         })
     }
 
@@ -77,6 +81,11 @@ impl Ground {
             .collect()
             .await;
         removed.into_iter().collect::<anyhow::Result<()>>()?;
+        let pods_dir = self.pods_dir.clone();
+        tokio::task::spawn_blocking(move || volume::unmount_all(&pods_dir))
+            .await
+            .context("unmount volumes")?
+            .context("unmount volumes")?;
         self.engine.close().context("remove the cgroups")?;
         self.network.close(true).await.context("remove the network")
     }
