@@ -10,8 +10,22 @@ use crate::shell::{Run, cargo};
 
 /// Licences that may be linked into the product.
 const LICENCES: &[&str] = &[
-    "MIT", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "ISC", "Zlib", "0BSD",
-    "CC0-1.0", "Unlicense", "Unicode-3.0", "MPL-2.0", "BSL-1.0", "OpenSSL", "CDLA-Permissive-2.0", "MIT-0",
+    "MIT",
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "ISC",
+    "Zlib",
+    "0BSD",
+    "CC0-1.0",
+    "Unlicense",
+    "Unicode-3.0",
+    "MPL-2.0",
+    "BSL-1.0",
+    "OpenSSL",
+    "CDLA-Permissive-2.0",
+    "MIT-0",
 ];
 
 /// Crates that must not come in, each with its reason.
@@ -22,8 +36,14 @@ const BANNED: &[(&str, &str)] = &[
     ("reqwest", "one HTTP stack: hyper"),
     ("rustables", "GPL-3.0"),
     ("sozu-lib", "AGPL-3.0"),
-    ("serde_yaml", "writes yes, on and 1_000 unquoted; serde-saphyr does not"),
-    ("serde_norway", "writes yes, on and 1_000 unquoted; serde-saphyr does not"),
+    (
+        "serde_yaml",
+        "writes yes, on and 1_000 unquoted; serde-saphyr does not",
+    ),
+    (
+        "serde_norway",
+        "writes yes, on and 1_000 unquoted; serde-saphyr does not",
+    ),
     ("cel", "aborts on long input and has no cost limit"),
 ];
 
@@ -35,13 +55,25 @@ pub(crate) fn run() -> anyhow::Result<()> {
     step("formatting");
     cargo().args(["fmt", "--all", "--check"]).run()?;
     step("floors");
-    let metadata = cargo().args(["metadata", "--format-version", "1", "--locked"]).read()?;
+    let metadata = cargo()
+        .args(["metadata", "--format-version", "1", "--locked"])
+        .read()?;
     let metadata: Value = serde_json::from_str(&metadata).context("read cargo metadata")?;
     floors::check(&metadata)?;
     step("licences and banned crates");
     supply(&metadata)?;
     step("lints");
-    cargo().args(["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"]).run()
+    cargo()
+        .args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ])
+        .run()
 }
 
 fn step(name: &str) {
@@ -66,12 +98,21 @@ fn supply(metadata: &Value) -> anyhow::Result<()> {
         if !allowed(licence) {
             faults.push(format!("{name}: licence {licence}"));
         }
-        if package["source"].as_str().is_some_and(|source| !source.starts_with("registry+")) {
+        if package["source"]
+            .as_str()
+            .is_some_and(|source| !source.starts_with("registry+"))
+        {
             faults.push(format!("{name} does not come from the crates registry"));
         }
     }
-    let nodes = metadata["resolve"]["nodes"].as_array().context("cargo metadata has no resolution")?;
-    for node in nodes.iter().filter(|node| node["id"].as_str().is_some_and(|id| id.contains("#serde_json@"))) {
+    let nodes = metadata["resolve"]["nodes"]
+        .as_array()
+        .context("cargo metadata has no resolution")?;
+    for node in nodes.iter().filter(|node| {
+        node["id"]
+            .as_str()
+            .is_some_and(|id| id.contains("#serde_json@"))
+    }) {
         for feature in node["features"].as_array().into_iter().flatten() {
             if JSON_FEATURES_BANNED.iter().any(|banned| feature == banned) {
                 faults.push(format!("serde_json: feature {feature} is banned"));
@@ -86,7 +127,9 @@ fn supply(metadata: &Value) -> anyhow::Result<()> {
 
 /// What the product is linked from: everything below `wharf` but build tools and tests.
 fn used_packages(metadata: &Value) -> anyhow::Result<BTreeSet<String>> {
-    let nodes = metadata["resolve"]["nodes"].as_array().context("cargo metadata has no resolution")?;
+    let nodes = metadata["resolve"]["nodes"]
+        .as_array()
+        .context("cargo metadata has no resolution")?;
     let by_id: BTreeMap<&str, &Value> = nodes
         .iter()
         .filter_map(|node| Some((node["id"].as_str()?, node)))
@@ -106,10 +149,19 @@ fn used_packages(metadata: &Value) -> anyhow::Result<BTreeSet<String>> {
         }
         let dependencies = by_id.get(id).and_then(|node| node["deps"].as_array());
         for dependency in dependencies.into_iter().flatten() {
-            let linked = dependency["dep_kinds"].as_array().into_iter().flatten().any(|kind| {
-                kind["kind"].is_null()
-                    && kind["target"].as_str().is_none_or(|target| !target.contains("windows") && !target.contains("wasm") && !target.contains("macos") && !target.contains("apple"))
-            });
+            let linked = dependency["dep_kinds"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|kind| {
+                    kind["kind"].is_null()
+                        && kind["target"].as_str().is_none_or(|target| {
+                            !target.contains("windows")
+                                && !target.contains("wasm")
+                                && !target.contains("macos")
+                                && !target.contains("apple")
+                        })
+                });
             if let (true, Some(package)) = (linked, dependency["pkg"].as_str()) {
                 open.push(package);
             }
@@ -121,8 +173,10 @@ fn used_packages(metadata: &Value) -> anyhow::Result<BTreeSet<String>> {
 /// An SPDX expression without parentheses' depth: every AND part has an allowed OR part.
 fn allowed(expression: &str) -> bool {
     let flat = expression.replace(['(', ')'], "").replace('/', " OR ");
-    flat.split(" AND ")
-        .all(|part| part.split(" OR ").any(|licence| LICENCES.contains(&licence.trim())))
+    flat.split(" AND ").all(|part| {
+        part.split(" OR ")
+            .any(|licence| LICENCES.contains(&licence.trim()))
+    })
 }
 
 #[cfg(test)]
@@ -131,7 +185,13 @@ mod tests {
 
     #[test]
     fn licences_are_read_as_expressions() {
-        for expression in ["MIT", "MIT OR Apache-2.0", "MIT/Apache-2.0", "ISC AND (Apache-2.0 OR ISC)", "LGPL-3.0 OR MPL-2.0"] {
+        for expression in [
+            "MIT",
+            "MIT OR Apache-2.0",
+            "MIT/Apache-2.0",
+            "ISC AND (Apache-2.0 OR ISC)",
+            "LGPL-3.0 OR MPL-2.0",
+        ] {
             assert!(allowed(expression), "{expression}");
         }
         for expression in ["GPL-3.0", "MIT AND GPL-3.0", "none named"] {

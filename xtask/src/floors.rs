@@ -7,8 +7,24 @@ use serde_json::Value;
 
 /// The floors, from the ground up. A new crate gets its place here.
 pub(crate) const FLOORS: &[(&str, &[&str])] = &[
-    ("words", &["kinds", "patch", "oci", "lifecycle", "streams", "access", "protobuf"]),
-    ("ground", &["store", "pki", "image", "runtime", "network", "volume", "dns"]),
+    (
+        "words",
+        &[
+            "kinds",
+            "patch",
+            "oci",
+            "lifecycle",
+            "streams",
+            "access",
+            "protobuf",
+        ],
+    ),
+    (
+        "ground",
+        &[
+            "store", "pki", "image", "runtime", "network", "volume", "dns",
+        ],
+    ),
     ("services", &["apiserver", "engine", "informer"]),
     ("workers", &["controllers", "scheduler", "node", "gateway"]),
     ("fronts", &["cli"]),
@@ -26,19 +42,33 @@ pub(crate) fn check(metadata: &Value) -> anyhow::Result<()> {
         .flat_map(|(floor, (_, crates))| crates.iter().map(move |name| (*name, floor)))
         .collect();
     let mut faults = Vec::new();
-    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
-    for package in packages.iter().filter(|package| package["source"].is_null()) {
-        let name = package["name"].as_str().context("a package without a name")?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?;
+    for package in packages
+        .iter()
+        .filter(|package| package["source"].is_null())
+    {
+        let name = package["name"]
+            .as_str()
+            .context("a package without a name")?;
         if BESIDE.contains(&name) {
             continue;
         }
         let Some(floor) = floor_of.get(name) else {
-            faults.push(format!("{name} has no floor; give it one in xtask/src/floors.rs and ARCHITECTURE.md"));
+            faults.push(format!(
+                "{name} has no floor; give it one in xtask/src/floors.rs and ARCHITECTURE.md"
+            ));
             continue;
         };
-        let dependencies = package["dependencies"].as_array().context("a package without dependencies")?;
+        let dependencies = package["dependencies"]
+            .as_array()
+            .context("a package without dependencies")?;
         // Tests may look from anywhere.
-        for dependency in dependencies.iter().filter(|dependency| dependency["kind"] != "dev") {
+        for dependency in dependencies
+            .iter()
+            .filter(|dependency| dependency["kind"] != "dev")
+        {
             let used = dependency["name"].as_str().unwrap_or_default();
             let inside = dependency["path"].is_string();
             if inside && floor_of.get(used).is_none_or(|below| below >= floor) {

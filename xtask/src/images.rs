@@ -32,7 +32,16 @@ fn hello(directory: &Path) -> anyhow::Result<()> {
     let target = root().join("target/hellok8s");
     let host = build::host()?;
     cargo()
-        .args(["build", "--locked", "--release", "--manifest-path", "examples/hellok8s/Cargo.toml", "--target", &host, "--target-dir"])
+        .args([
+            "build",
+            "--locked",
+            "--release",
+            "--manifest-path",
+            "examples/hellok8s/Cargo.toml",
+            "--target",
+            &host,
+            "--target-dir",
+        ])
         .arg(&target)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .stdout(std::io::stderr())
@@ -46,9 +55,19 @@ fn hello(directory: &Path) -> anyhow::Result<()> {
             exposed_ports: vec!["3000/tcp".into()],
             ..ImageConfig::default()
         };
-        let file = ScratchFile { path: "/main", mode: 0o755, content: &content };
+        let file = ScratchFile {
+            path: "/main",
+            mode: 0o755,
+            content: &content,
+        };
         let archive = directory.join(format!("hellok8s-{version}.tar"));
-        write_scratch(create(&archive)?, &[name(&format!("{HELLO}:{version}"))?], &[file], config, made_at())?;
+        write_scratch(
+            create(&archive)?,
+            &[name(&format!("{HELLO}:{version}"))?],
+            &[file],
+            config,
+            made_at(),
+        )?;
     }
     Ok(())
 }
@@ -57,23 +76,55 @@ fn hello(directory: &Path) -> anyhow::Result<()> {
 fn busybox(directory: &Path) -> anyhow::Result<()> {
     let tree = root().join("target/busybox-root");
     match fs::remove_dir_all(&tree) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => bail!("remove {}: {error}", tree.display()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            bail!("remove {}: {error}", tree.display())
+        }
         _ => {}
     }
-    for (path, mode) in [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("var/run", 0o755), ("home", 0o755)] {
+    for (path, mode) in [
+        ("bin", 0o755),
+        ("etc", 0o755),
+        ("root", 0o700),
+        ("tmp", 0o1777),
+        ("var/run", 0o755),
+        ("home", 0o755),
+    ] {
         fs::create_dir_all(tree.join(path))?;
         fs::set_permissions(tree.join(path), fs::Permissions::from_mode(mode))?;
     }
     fs::copy(BUSYBOX, tree.join("bin/busybox")).with_context(|| format!("copy {BUSYBOX}"))?;
-    for applet in command(BUSYBOX).arg("--list").read()?.lines().filter(|applet| *applet != "busybox") {
+    for applet in command(BUSYBOX)
+        .arg("--list")
+        .read()?
+        .lines()
+        .filter(|applet| *applet != "busybox")
+    {
         symlink("busybox", tree.join("bin").join(applet))?;
     }
-    fs::write(tree.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n")?;
+    fs::write(
+        tree.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/home:/bin/false\n",
+    )?;
     fs::write(tree.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
-    let config = ImageConfig { cmd: vec!["sh".into()], ..ImageConfig::default() };
-    write_directory(create(&directory.join("busybox.tar"))?, &[name("busybox:latest")?], &tree, config, made_at())?;
+    let config = ImageConfig {
+        cmd: vec!["sh".into()],
+        ..ImageConfig::default()
+    };
+    write_directory(
+        create(&directory.join("busybox.tar"))?,
+        &[name("busybox:latest")?],
+        &tree,
+        config,
+        made_at(),
+    )?;
     // The plain root file system, for `wharf image import`.
-    command("tar").arg("-C").arg(&tree).arg("-cf").arg(directory.join("busybox-root.tar")).arg(".").run()
+    command("tar")
+        .arg("-C")
+        .arg(&tree)
+        .arg("-cf")
+        .arg(directory.join("busybox-root.tar"))
+        .arg(".")
+        .run()
 }
 
 fn create(path: &Path) -> anyhow::Result<File> {

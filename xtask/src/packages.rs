@@ -43,14 +43,19 @@ pub(crate) fn install(packages: &[(&str, &str)]) -> anyhow::Result<()> {
             .run()
     };
     apt(&["-qq", "update"])?;
-    apt(&[&["-qq", "-y", "--no-install-recommends", "install"], missing.as_slice()].concat())
-        .with_context(|| format!("install {} by hand, then run this again", missing.join(" ")))
+    apt(&[
+        &["-qq", "-y", "--no-install-recommends", "install"],
+        missing.as_slice(),
+    ]
+    .concat())
+    .with_context(|| format!("install {} by hand, then run this again", missing.join(" ")))
 }
 
 /// `kubectl`, from the path, or from Debian's package.
 pub(crate) fn install_kubectl() -> anyhow::Result<()> {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join("kubectl").exists()));
+    let found = std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|directory| directory.join("kubectl").exists())
+    });
     if found {
         return Ok(());
     }

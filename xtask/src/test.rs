@@ -17,7 +17,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let built = build::release(&["wharf"])?;
     let images = images::make()?;
     cargo()
-        .args(["test", "--locked", "--manifest-path", "conformance/Cargo.toml", "--target-dir"])
+        .args([
+            "test",
+            "--locked",
+            "--manifest-path",
+            "conformance/Cargo.toml",
+            "--target-dir",
+        ])
         .arg(root().join("target/conformance"))
         .env("WHARF", built.join("wharf"))
         .env("WHARF_IMAGES", images)

@@ -437,7 +437,10 @@ mod tests {
         let mut decoder = FrameDecoder::default();
         decoder.push(&server.output());
         let status = PROTOCOL_ERROR;
-        assert_eq!(decoder.next_frame(), Ok(Some(Frame::RstStream { id, status })));
+        assert_eq!(
+            decoder.next_frame(),
+            Ok(Some(Frame::RstStream { id, status }))
+        );
     }
 
     #[test]
