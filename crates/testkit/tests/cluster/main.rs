@@ -95,7 +95,7 @@ fn images(expected: &[(&str, usize)]) -> BTreeMap<String, usize> {
 /// Replicas of each ReplicaSet, by its image.
 async fn replica_sets(cluster: &Cluster) -> BTreeMap<String, i32> {
     let sets = cluster.list::<ReplicaSet>("default").await;
-    sets.iter().map(|set| image_and_replicas(set)).collect()
+    sets.iter().map(image_and_replicas).collect()
 }
 
 fn image_and_replicas(set: &Arc<ReplicaSet>) -> (String, i32) {

@@ -30,8 +30,8 @@ async fn in_weather(weather: Weather, nodes: u16) -> Cluster {
 async fn calm(cluster: &Cluster) {
     cluster.settle().await;
     cluster.clear_sky();
-    // The longest pause of a worker that has failed many times.
-    cluster.pass(Duration::from_secs(120)).await;
+    // The longest pause of a queue over a key that has failed many times is 1,000 s.
+    cluster.pass(Duration::from_secs(1200)).await;
     cluster.settle().await;
 }
 
