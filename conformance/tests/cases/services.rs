@@ -301,9 +301,7 @@ fn pod_reaches_itself(kubectl: &Kubectl) -> anyhow::Result<()> {
     for url in ["http://localhost:3000/", "http://both:3000/"] {
         eventually("an answer", || {
             kubectl
-                .run(&[
-                    "exec", "both", "-c", "client", "--", "wget", "-qO-", "-T", "3", url,
-                ])?
+                .run(&["exec", "both", "-c", "client", "--", "wget", "-qO-", url])?
                 .ok()?
                 .says("[v1]")
         })?;
