@@ -1,6 +1,7 @@
 //! The loop that owns the state: hears, decides, and sends the bindings on their way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use informer::{Change, Changes, EventType, Informers, Key, Recorder};
@@ -17,6 +18,10 @@ use crate::cluster::Cluster;
 use crate::decide::{Decision, Rejection, decide};
 use crate::filter::Rules;
 use crate::pending::Pending;
+
+/// Pauses between two questions after what became of a binding, doubled each time.
+const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
 
 /// The name by which pods ask for this scheduler.
 const NAME: &str = "default-scheduler";
@@ -327,7 +332,35 @@ async fn bind(client: kube::Client, pod: &Pod, node: &str) -> Result<(), Error> 
     let bound = pods
         .create_subresource("binding", name, &params, &binding)
         .await;
-    bound.map(|_: serde_json::Value| ()).map_err(Error::Bind)
+    match bound.map(|_: serde_json::Value| ()) {
+        Err(error) if leaves_open(&error) && is_bound(&pods, name, node).await => Ok(()),
+        bound => bound.map_err(Error::Bind),
+    }
+}
+
+/// Whether the request may have been carried out although it was answered with an error.
+fn leaves_open(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code >= 500,
+        _ => true,
+    }
+}
+
+/// Whether the pod is on the node, as far as the server can be asked. A binding that was carried out
+/// and counted as failed would give its place on the node to another pod.
+async fn is_bound(pods: &Api<Pod>, name: &str, node: &str) -> bool {
+    let mut pause = ASK_AGAIN_MIN;
+    loop {
+        match pods.get_opt(name).await {
+            Ok(pod) => {
+                let on = pod.and_then(|pod| pod.spec?.node_name);
+                return on.as_deref() == Some(node);
+            }
+            Err(_) if pause > ASK_AGAIN_MAX => return false,
+            Err(_) => tokio::time::sleep(pause).await,
+        }
+        pause *= 2;
+    }
 }
 
 /// The condition that says why a pod has no place; `None` if it says so already.

@@ -234,6 +234,23 @@ pub(crate) fn exec(argv: &[&str]) -> ExecSpec {
 }
 
 /// Reads a stream to its end.
+/// Reads until a text has come, or to the end; the end may be held open by others.
+pub(crate) async fn read_until(end: std::os::fd::OwnedFd, wanted: &'static str) -> String {
+    tokio::task::spawn_blocking(move || {
+        let (mut text, mut buffer) = (String::new(), [0; 256]);
+        let mut file = fs::File::from(end);
+        while !text.contains(wanted) {
+            match std::io::Read::read(&mut file, &mut buffer) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => text.push_str(&String::from_utf8_lossy(&buffer[..length])),
+            }
+        }
+        text
+    })
+    .await
+    .expect("reading does not panic")
+}
+
 pub(crate) async fn read_all(end: std::os::fd::OwnedFd) -> String {
     tokio::task::spawn_blocking(move || {
         let mut text = Vec::new();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use runtime::cgroup::Cgroups;
 use runtime::{KeeperError, Mount, Propagation, Resources, Seccomp, User};
 
-use crate::house::{House, code, exec, read_all};
+use crate::house::{House, code, exec, read_all, read_until};
 
 pub(crate) async fn what_a_plain_container_sees() {
     let house = House::new();
@@ -337,14 +337,10 @@ pub(crate) async fn cgroups_hold_and_count() {
         .exec("c", exec(&["sh", "-c", script]))
         .await
         .expect("executed");
-    let error = tokio::spawn(read_all(run.streams.stderr.expect("no terminal")));
-    while cgroups.usage(&cgroup).expect("readable").pids < 9 {
-        tokio::task::yield_now().await;
-    }
+    let error = read_until(run.streams.stderr.expect("no terminal"), "can't fork").await;
+    assert!(error.contains("can't fork"), "{error}");
     sandbox.keeper.signal("c", 9).await.expect("sent");
     sandbox.exit("c").await;
-    let error = error.await.expect("no panic");
-    assert!(error.contains("can't fork"), "{error}");
     sandbox.keeper.remove("c").await.expect("removed");
     assert!(cgroups.usage(&cgroup).is_err());
     assert!(!sandbox.directory.join("containers/c.json").exists());
