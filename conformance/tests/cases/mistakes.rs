@@ -166,6 +166,7 @@ fn strangers_are_refused(kubectl: &Kubectl) -> anyhow::Result<()> {
 
 fn malformed_requests(kubectl: &Kubectl) -> anyhow::Result<()> {
     let raw = |path: &str| kubectl.run(&["get", "--raw", path]);
+    raw("/api/v1/namespaces/default/pods/%2e%2e%2fsecrets")?.refused()?;
     raw("/api/v1/pods?limit=minus")?.refused()?;
     raw("/api/v1/pods?labelSelector=a%20b%20c")?.refused()?;
     raw("/api/v1/pods?fieldSelector=spec.unknown%3Dx")?
