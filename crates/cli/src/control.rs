@@ -154,6 +154,11 @@ pub enum Progress {
     },
 }
 
+/// The server went away before it answered: it was ending, or was killed.
+#[derive(Debug, thiserror::Error)]
+#[error("the server ended the connection; `wharf status` says whether it still runs")]
+pub struct Ended(#[source] hyper::Error);
+
 /// A connection to the server of one instance.
 pub struct Control {
     sender: hyper::client::conn::http1::SendRequest<BoxBody<Bytes, io::Error>>,
@@ -183,7 +188,7 @@ impl Control {
         Ok(Some(Control { sender }))
     }
 
-    /// Asks, and reads the answer.
+    /// Asks, and reads the answer. The error is [`Ended`] if the server went away meanwhile.
     pub async fn ask<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -218,9 +223,7 @@ impl Control {
             .uri(path)
             .header(http::header::HOST, "wharf")
             .body(body)?;
-        let response = self.sender.send_request(request).await.context(
-            "the server ended the connection; `wharf status` says whether it still runs",
-        )?;
+        let response = self.sender.send_request(request).await.map_err(Ended)?;
         let status = response.status();
         let body = response
             .into_body()

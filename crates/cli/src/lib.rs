@@ -15,6 +15,7 @@ pub mod control;
 mod exit;
 mod instance;
 mod kubeconfig;
+pub mod presence;
 mod table;
 
 use std::path::Path;

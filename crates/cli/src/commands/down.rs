@@ -8,8 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{block_on, require_root};
-use crate::control::{Control, Status};
-use crate::{Config, Locked, Program};
+use crate::control::Status;
+use crate::presence::{Presence, ask_or_lock};
+use crate::{Config, Program};
 
 /// Containers get their own grace periods before this is over.
 const TIMEOUT_EXIT: Duration = Duration::from_secs(60);
@@ -32,31 +33,19 @@ pub(super) fn stop(program: &dyn Program, config: &Config) -> anyhow::Result<boo
     if !config.instance.data_dir.exists() {
         return Ok(false);
     }
-    if let Some(pid) = ask_to_end(config)? {
-        wait_for_exit(pid)?;
-        return Ok(true);
+    match block_on(ask_or_lock::<Status>(
+        &config.instance,
+        Method::POST,
+        "/down",
+    ))? {
+        Presence::Answered(status) => match status.pid {
+            Some(pid) => wait_for_exit(pid)?,
+            None => bail!("the server did not say which process it is"),
+        },
+        // No server: it was killed, perhaps, and its containers went on.
+        Presence::Nobody(lock) => program.tear_down(config, &lock)?,
     }
-    match config.instance.lock()? {
-        Locked::Ours(lock) => {
-            // No server: it was killed, perhaps, and its containers went on.
-            program.tear_down(config, &lock)?;
-            Ok(true)
-        }
-        Locked::Taken => bail!(
-            "another wharf is using {} and does not answer; it may be starting or stopping: try again, or end it by its process id",
-            config.instance.data_dir.display()
-        ),
-    }
-}
-
-fn ask_to_end(config: &Config) -> anyhow::Result<Option<u32>> {
-    block_on(async {
-        let Some(mut control) = Control::connect(&config.instance.control_socket()).await? else {
-            return Ok(None);
-        };
-        let status: Status = control.ask(Method::POST, "/down").await?;
-        Ok(status.pid)
-    })
+    Ok(true)
 }
 
 fn wait_for_exit(pid: u32) -> anyhow::Result<()> {

@@ -4,13 +4,16 @@ use http::Method;
 
 use super::block_on;
 use crate::args::Format;
-use crate::control::{Control, NotReady, State, Status};
+use crate::control::{Control, Ended, NotReady, State, Status};
 use crate::{Config, Refused};
 
 pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<()> {
     let status = block_on(async {
         match Control::connect(&config.instance.control_socket()).await? {
-            Some(mut control) => control.ask(Method::GET, "/status").await,
+            Some(mut control) => match control.ask(Method::GET, "/status").await {
+                Err(error) if error.is::<Ended>() => Ok(stopped(config)),
+                answer => answer,
+            },
             None => Ok(stopped(config)),
         }
     })?;

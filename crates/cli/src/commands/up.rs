@@ -15,8 +15,9 @@ use http::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{block_on, require_root};
-use crate::control::{Control, Progress, Status};
-use crate::{Config, Locked, kubeconfig};
+use crate::control::{Progress, Status};
+use crate::presence::{Presence, ask_or_lock};
+use crate::{Config, kubeconfig};
 
 /// How much of the log is shown when the server died.
 const LOG_TAIL_BYTES: u64 = 2000;
@@ -25,23 +26,23 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     require_root("start a cluster")?;
     config.instance.make_data_dir()?;
     let started = Instant::now();
-    if let Some(status) = running(config)? {
-        kubeconfig::merge(
-            &config.instance.admin_kubeconfig(),
-            &config.kubeconfig,
-            config.context(),
-        )?;
-        let pid = status.pid.unwrap_or_default();
-        println!("wharf is already running (pid {pid}).");
-        return print_next(config);
-    }
-    match config.instance.lock()? {
+    match block_on(ask_or_lock::<Status>(
+        &config.instance,
+        Method::GET,
+        "/ready",
+    ))? {
+        Presence::Answered(status) => {
+            kubeconfig::merge(
+                &config.instance.admin_kubeconfig(),
+                &config.kubeconfig,
+                config.context(),
+            )?;
+            let pid = status.pid.unwrap_or_default();
+            println!("wharf is already running (pid {pid}).");
+            return print_next(config);
+        }
         // Freed at once: the server takes it. Two that come here together are told apart by the server's own attempt.
-        Locked::Ours(lock) => drop(lock),
-        Locked::Taken => bail!(
-            "another wharf is using {} and does not answer (starting or stopping); `wharf status --data-dir {0}` says more",
-            config.instance.data_dir.display()
-        ),
+        Presence::Nobody(lock) => drop(lock),
     }
     let mut server = spawn(config)?;
     follow(config, &mut server)?;
@@ -56,17 +57,6 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
         config.server_url()
     );
     print_next(config)
-}
-
-/// The server's word that it is ready, if one runs already.
-fn running(config: &Config) -> anyhow::Result<Option<Status>> {
-    block_on(async {
-        let Some(mut control) = Control::connect(&config.instance.control_socket()).await? else {
-            return Ok(None);
-        };
-        let status = control.ask::<Status>(Method::GET, "/ready").await?;
-        Ok(Some(status))
-    })
 }
 
 fn spawn(config: &Config) -> anyhow::Result<Child> {
