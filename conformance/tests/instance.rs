@@ -305,7 +305,7 @@ fn mistakes_are_named() -> anyhow::Result<()> {
             == 64
     );
     plain(&["version"])?.ok()?.says("Kubernetes API v1.36")?;
-    plain(&["completion", "bash"])?.ok()?.says("complete -F")?;
+    completion_works(instance.program())?;
     check(&["image", "ls"], 1, "wharf up")?;
     // The port is taken.
     let port = 27006;
@@ -346,6 +346,29 @@ fn mistakes_are_named() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The script is loaded by a real shell, which then completes a command and a subcommand.
+fn completion_works(program: &std::path::Path) -> anyhow::Result<()> {
+    let script = r#"
+        source <("$1" completion bash)
+        complete -p wharf
+        COMP_WORDS=(wharf st) COMP_CWORD=1; _wharf wharf st wharf; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(wharf image l) COMP_CWORD=2; _wharf wharf l image; echo "${COMPREPLY[@]}"
+    "#;
+    let said = conformance::run(
+        std::process::Command::new("bash")
+            .args(["-euc", script, "bash"])
+            .arg(program),
+        "",
+    )?
+    .ok()?;
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    ensure!(
+        matches!(lines[..], [registered, "status", "load ls"] if registered.contains("_wharf")),
+        "{lines:?}"
+    );
+    Ok(())
+}
+
 fn images_are_verified() -> anyhow::Result<()> {
     let instance = Instance::new(7)?;
     instance.wharf(&["up"])?.ok()?;
@@ -368,6 +391,12 @@ fn images_are_verified() -> anyhow::Result<()> {
     let middle = changed.len() / 2;
     changed[middle] ^= 1;
     refused("changed.tar", &changed, "digest")?;
+    let climbing = climbing_archive(instance.scratch())?;
+    refused("climbing.tar", &climbing, "../escaped")?;
+    ensure!(
+        !instance.data_dir().join("images/escaped").exists(),
+        "the archive wrote outside of its root"
+    );
     instance
         .wharf(&["image", "load", "/nowhere.tar"])?
         .refused()?
@@ -407,6 +436,26 @@ fn images_are_verified() -> anyhow::Result<()> {
         .refused()?
         .says("mine:1")?;
     Ok(())
+}
+
+/// A sound `docker save` archive whose layer has a file `../escaped`.
+fn climbing_archive(scratch: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    let script = r#"
+        echo out > climber
+        tar -cPf layer.tar --transform 's,climber,../escaped,' climber
+        layer=$(sha256sum layer.tar | cut -d' ' -f1)
+        echo '{"architecture":"amd64","os":"linux","config":{},"rootfs":{"type":"layers","diff_ids":["sha256:'$layer'"]}}' > config.json
+        echo '[{"Config":"config.json","RepoTags":["climbing:1"],"Layers":["layer.tar"]}]' > manifest.json
+        tar -cf climbing.tar manifest.json config.json layer.tar
+    "#;
+    conformance::run(
+        std::process::Command::new("sh")
+            .args(["-euc", script])
+            .current_dir(scratch),
+        "",
+    )?
+    .ok()?;
+    std::fs::read(scratch.join("climbing.tar")).context("read climbing.tar")
 }
 
 fn full_disk_is_said_and_survived() -> anyhow::Result<()> {
