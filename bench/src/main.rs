@@ -6,6 +6,7 @@
 //! something only beside another one from the same run.
 
 mod api;
+mod first;
 mod load;
 mod pods;
 mod process;
@@ -56,7 +57,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let mut report = Report::default();
     {
-        let wharf = Wharf::start(&arguments.wharf, &arguments.images, &mut report)?;
+        let wharf = Wharf::start(&arguments.wharf, &arguments.images, &mut report).await?;
         let api = Api::of_kubeconfig(&wharf.kubeconfig())?;
         measure(
             &api,
