@@ -9,10 +9,12 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use kube::Resource;
+use kube::api::ObjectMeta;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::changes::Feed;
+use crate::fields::Fields;
 
 /// The name of an object within its kind.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -87,6 +89,13 @@ struct Contents<K> {
     count: usize,
     indexes: Vec<Indexed<K>>,
     feeds: Vec<Weak<Feed<K>>>,
+    views: Vec<View<K>>,
+}
+
+/// A cache of some of another's objects: the same objects, and told in the same step.
+struct View<K> {
+    fields: Fields,
+    cache: Arc<Cache<K>>,
 }
 
 /// See the module.
@@ -107,6 +116,7 @@ impl<K: Resource> Default for Cache<K> {
                 count: 0,
                 indexes: Vec::new(),
                 feeds: Vec::new(),
+                views: Vec::new(),
             }),
             synced: watch::Sender::new(false),
             revision: watch::Sender::new(0),
@@ -114,7 +124,7 @@ impl<K: Resource> Default for Cache<K> {
     }
 }
 
-impl<K: Resource> Cache<K> {
+impl<K: Resource + 'static> Cache<K> {
     pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         let contents = self.contents.read();
         contents.by_namespace.get(namespace)?.get(name).cloned()
@@ -160,6 +170,21 @@ impl<K: Resource> Cache<K> {
         self.reach(revision);
     }
 
+    /// The same for an object of which only the metadata can be read.
+    pub(crate) fn delete_named(&self, meta: &ObjectMeta) {
+        let (namespace, name) = (
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default(),
+        );
+        self.contents.write().delete(namespace, name, None);
+        let revision = meta.resource_version.as_deref();
+        self.reach(
+            revision
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_default(),
+        );
+    }
+
     /// Takes a whole list: what is not in it has been deleted while nobody watched.
     pub(crate) fn replace(&self, objects: Vec<Arc<K>>, revision: &str) {
         let mut contents = self.contents.write();
@@ -176,14 +201,44 @@ impl<K: Resource> Cache<K> {
         }
         drop(contents);
         self.reach(revision.parse().unwrap_or_default());
+        self.set_synced();
+    }
+
+    fn set_synced(&self) {
         self.synced
             .send_if_modified(|synced| !std::mem::replace(synced, true));
+        for view in &self.contents.read().views {
+            view.cache.set_synced();
+        }
     }
 
     /// Notes how far the cache has come, and wakes who waits for it.
     pub(crate) fn reach(&self, revision: u64) {
         self.revision
             .send_modify(|reached| *reached = revision.max(*reached));
+        for view in &self.contents.read().views {
+            view.cache.reach(revision);
+        }
+    }
+
+    /// A cache of those objects that `fields` pick, kept by this one.
+    pub(crate) fn view(&self, fields: Fields) -> Arc<Cache<K>> {
+        let cache = Arc::new(Cache::default());
+        let mut contents = self.contents.write();
+        for objects in contents.by_namespace.values() {
+            for object in objects.values().filter(|object| fields.pick(&***object)) {
+                cache.contents.write().apply(object.clone());
+            }
+        }
+        cache.reach(*self.revision.borrow());
+        if *self.synced.borrow() {
+            cache.set_synced();
+        }
+        contents.views.push(View {
+            fields,
+            cache: cache.clone(),
+        });
+        cache
     }
 
     /// A new reader, who first hears of everything that is there.
@@ -217,7 +272,7 @@ impl<K: Resource> Cache<K> {
     }
 }
 
-impl<K: Resource> Contents<K> {
+impl<K: Resource + 'static> Contents<K> {
     fn apply(&mut self, object: Arc<K>) {
         let meta = object.meta();
         let namespace = meta.namespace.as_deref().unwrap_or_default();
@@ -250,6 +305,13 @@ impl<K: Resource> Contents<K> {
             .or_default()
             .insert(key.name.clone(), object.clone());
         self.count += usize::from(old.is_none());
+        for view in &self.views {
+            let mut contents = view.cache.contents.write();
+            match view.fields.pick(&*object) {
+                true => contents.apply(object.clone()),
+                false => contents.delete(&key.namespace, &key.name, None),
+            }
+        }
         self.tell(|feed| feed.applied(key.clone(), old.clone(), object.clone()));
     }
 
@@ -266,6 +328,10 @@ impl<K: Resource> Contents<K> {
         self.count -= 1;
         for index in &mut self.indexes {
             index.remove(&old);
+        }
+        for view in &self.views {
+            let mut contents = view.cache.contents.write();
+            contents.delete(namespace, name, last);
         }
         let key = Key {
             namespace: namespace.into(),
@@ -301,7 +367,7 @@ impl<K: Resource> Clone for Index<K> {
     }
 }
 
-impl<K: Resource> Index<K> {
+impl<K: Resource + 'static> Index<K> {
     pub(crate) fn new(cache: Arc<Cache<K>>, name: &'static str, extract: Extract<K>) -> Self {
         cache.index(name, extract);
         Index { name, cache }

@@ -14,11 +14,13 @@ use serde::de::DeserializeOwned;
 
 use crate::cache::{Cache, Extract, Index};
 use crate::changes::Changes;
-use crate::reflect::{self, Form, Source};
+use crate::fields::Fields;
+use crate::reflect::{self, Form, Source, Trim};
 use crate::trim;
 
-/// How long a writer waits for its own write to come back.
-const CATCH_UP_WITHIN: Duration = Duration::from_secs(10);
+/// How long a writer waits for its own write to come back: as long as upstream's controllers trust
+/// that what they did will show.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(300);
 
 /// What can be cached: any typed object of the API.
 pub trait Object:
@@ -47,6 +49,8 @@ pub struct Informers {
     client: kube::Client,
     drain: Drain,
     started: Arc<Mutex<HashMap<Place, Box<dyn Any + Send>>>>,
+    /// The nodes whose agents read these caches.
+    hosted: Arc<[String]>,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -65,7 +69,17 @@ impl Informers {
             client,
             drain,
             started: Arc::default(),
+            hosted: Arc::default(),
         }
+    }
+
+    /// The same caches, which keep the pods of these nodes as a whole: their agents read them too.
+    /// To be said before a cache is asked for. What [`Informers::of_fields`] then gives for
+    /// `spec.nodeName=NODE` is a view of [`Informers::pods`] and costs neither a watch nor memory of
+    /// its own.
+    pub fn hosting(mut self, nodes: impl IntoIterator<Item = String>) -> Self {
+        self.hosted = nodes.into_iter().collect();
+        self
     }
 
     /// The same caches, for a worker that otherwise acts through a client of its own identity.
@@ -91,22 +105,57 @@ impl Informers {
     }
 
     /// The cache of those objects of a kind that a field selector picks, such as
-    /// `spec.nodeName=node-1`. It is a cache of its own beside the one of the whole kind.
+    /// `spec.nodeName=node-1`. Where the whole kind is cached already, or will be (the pods of a hosted
+    /// node), it is a view of that; else it is a cache of its own.
     pub fn of_fields<K>(&self, field_selector: &str) -> Informer<K>
     where
         K: Object,
         K::DynamicType: Default,
     {
-        let selector = Some(field_selector.to_owned());
-        self.at(&K::DynamicType::default(), selector, Form::Whole, None)
+        let kind = K::DynamicType::default();
+        let fields = Fields::parse(field_selector);
+        let is_of_host = |node: &String| fields.as_ref() == Some(&Fields::of_node(node));
+        let hosted = self.hosted.iter().any(is_of_host) && TypeId::of::<K>() == TypeId::of::<Pod>();
+        if hosted {
+            self.pods();
+        }
+        let place = |field_selector: Option<&str>, trimmed| Place {
+            kind: TypeId::of::<K>(),
+            path: K::url_path(&kind, None),
+            field_selector: field_selector.map(str::to_owned),
+            trimmed,
+        };
+        let selected = place(Some(field_selector), false);
+        let mut started = self.started.lock();
+        if let Some(known) = find(&started, &selected) {
+            return known;
+        }
+        let whole = find::<K>(&started, &place(None, hosted));
+        if let (Some(fields), Some(whole)) = (fields, whole) {
+            let view = Informer {
+                cache: whole.cache.view(fields),
+                drain: self.drain.clone(),
+            };
+            started.insert(selected, Box::new(view.clone()));
+            return view;
+        }
+        drop(started);
+        self.at(&kind, Some(field_selector.to_owned()), Form::Whole, None)
     }
 
     /// The cache of all pods, without what only their own nodes read: volumes but for claims, mounts,
     /// environment, commands, probes, and of the containers' states all but the count of restarts. A
     /// third of the memory of whole pods, for those who look at all of them; never write such a pod as
-    /// a whole.
+    /// a whole. The pods of hosted nodes are whole.
     pub fn pods(&self) -> Informer<Pod> {
-        self.at(&(), None, Form::Whole, Some(trim::pod))
+        let hosted = self.hosted.clone();
+        let trim = move |pod: &mut Pod| {
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+            if !node.is_some_and(|node| hosted.contains(node)) {
+                trim::pod(pod);
+            }
+        };
+        self.at(&(), None, Form::Whole, Some(Arc::new(trim)))
     }
 
     /// The cache of the metadata of any kind that discovery names. The objects' types are left out:
@@ -120,7 +169,7 @@ impl Informers {
         kind: &K::DynamicType,
         field_selector: Option<String>,
         form: Form,
-        trim: Option<fn(&mut K)>,
+        trim: Option<Trim<K>>,
     ) -> Informer<K> {
         let path = K::url_path(kind, None);
         let place = Place {
@@ -130,9 +179,8 @@ impl Informers {
             trimmed: trim.is_some(),
         };
         let mut started = self.started.lock();
-        if let Some(known) = started.get(&place) {
-            let known = known.downcast_ref::<Informer<K>>();
-            return known.expect("the place names the type").clone();
+        if let Some(known) = find(&started, &place) {
+            return known;
         }
         let informer = Informer {
             cache: Arc::default(),
@@ -155,6 +203,15 @@ impl Informers {
     }
 }
 
+/// The cache at a place, if it was started.
+fn find<K: Object>(
+    started: &HashMap<Place, Box<dyn Any + Send>>,
+    place: &Place,
+) -> Option<Informer<K>> {
+    let known = started.get(place)?.downcast_ref::<Informer<K>>();
+    Some(known.expect("the place names the type").clone())
+}
+
 /// The cache of one kind. Clones read the same cache.
 pub struct Informer<K: kube::Resource> {
     cache: Arc<Cache<K>>,
@@ -170,7 +227,7 @@ impl<K: kube::Resource> Clone for Informer<K> {
     }
 }
 
-impl<K: kube::Resource> Informer<K> {
+impl<K: kube::Resource + 'static> Informer<K> {
     /// The newest known state of an object. `None` as namespace is for kinds without namespaces.
     pub fn get(&self, namespace: Option<&str>, name: &str) -> Option<Arc<K>> {
         self.cache.get(namespace.unwrap_or_default(), name)
@@ -238,7 +295,7 @@ impl<K: kube::Resource> Informer<K> {
     }
 
     /// Waits until the cache is at least as new as `written`, the server's answer to a write, so that
-    /// what is decided next is not decided on an older state. Gives up after ten seconds, for the
+    /// what is decided next is not decided on an older state. Gives up after five minutes, for the
     /// watch may be broken; and does not wait at all for a server whose revisions are no numbers.
     pub async fn caught_up_with(&self, written: &K) {
         let revision = written.meta().resource_version.as_deref();

@@ -20,7 +20,9 @@
 
 mod cache;
 mod changes;
+mod decode;
 mod difference;
+mod fields;
 mod informers;
 mod queue;
 mod record;

@@ -29,8 +29,10 @@ use tracing::{debug, error};
 
 /// The first pause after a failure; it doubles with each further one.
 const RETRY_MIN: Duration = Duration::from_millis(5);
-/// The longest pause between two tries of a key.
-const RETRY_MAX: Duration = Duration::from_secs(1000);
+/// The longest pause between two tries of a key, unless the queue has its own. Upstream's is a thousand
+/// seconds, and what failed while the server was in trouble then stands still for a quarter of an hour
+/// after it; a try costs next to nothing here.
+const RETRY_MAX: Duration = Duration::from_secs(60);
 /// How long the work in hand may take after the order to stop, before it is dropped.
 const FINISH_WITHIN: Duration = Duration::from_secs(3);
 
@@ -70,6 +72,7 @@ struct State<Key> {
     failures: HashMap<Key, u32>,
     timers: BTreeSet<(Instant, Key)>,
     timer_of: HashMap<Key, Instant>,
+    retry_max: Duration,
     panics: u64,
 }
 
@@ -84,6 +87,7 @@ impl<Key> Default for Queue<Key> {
                     failures: HashMap::new(),
                     timers: BTreeSet::new(),
                     timer_of: HashMap::new(),
+                    retry_max: RETRY_MAX,
                     panics: 0,
                 }),
                 woken: Notify::new(),
@@ -99,6 +103,13 @@ where
     /// An empty queue.
     pub fn new() -> Self {
         Queue::default()
+    }
+
+    /// An empty queue that never pauses longer than this after a failure.
+    pub fn retrying_within(longest: Duration) -> Self {
+        let queue = Queue::default();
+        queue.shared.state.lock().retry_max = longest;
+        queue
     }
 
     /// Has the key looked at, as soon as a worker is free. If it is being looked at right now, it will
@@ -130,13 +141,15 @@ where
         self.shared.woken.notify_one();
     }
 
-    /// Has the key looked at after a pause that grows with each failure: 5 ms, 10 ms … 1,000 s.
+    /// Has the key looked at after a pause that grows with each failure: 5 ms, 10 ms … a minute,
+    /// or the longest that the queue was made with.
     pub fn add_rate_limited(&self, key: Key) {
         let mut state = self.shared.state.lock();
+        let longest = state.retry_max;
         let failures = state.failures.entry(key.clone()).or_default();
         let pause = RETRY_MIN
             .saturating_mul(1 << (*failures).min(20))
-            .min(RETRY_MAX);
+            .min(longest);
         *failures = failures.saturating_add(1);
         drop(state);
         self.add_after(key, pause);
@@ -404,6 +417,31 @@ mod tests {
         assert!(queue.shared.state.lock().failures.is_empty());
         stop.signal();
         task.await.expect("the queue ends in order");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_pause_is_longer_than_the_queue_allows() {
+        for (queue, longest) in [
+            (Queue::new(), 60),
+            (Queue::retrying_within(Duration::from_secs(10)), 10),
+        ] {
+            let times = Arc::new(Mutex::new(Vec::new()));
+            let start = Instant::now();
+            let (stop, task) = running!(queue, 1, {
+                let times = times.clone();
+                move |()| {
+                    times.lock().push(start.elapsed());
+                    async { Err::<Action, _>("never") }
+                }
+            });
+            queue.add(());
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+            stop.signal();
+            task.await.expect("the queue ends in order");
+            let times = times.lock();
+            let pauses = times.windows(2).map(|pair| pair[1] - pair[0]);
+            assert_eq!(pauses.max(), Some(Duration::from_secs(longest)));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,14 +11,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
-use kube::api::{ListParams, ObjectList, WatchEvent, WatchParams};
-use kube::core::Request;
+use futures::AsyncBufReadExt;
+use http::HeaderValue;
+use http::header::ACCEPT_ENCODING;
+use kube::api::{ListParams, WatchParams};
+use kube::core::watch::Bookmark;
+use kube::core::{Request, Status};
 use lifecycle::Drain;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::cache::Cache;
+use crate::decode::{self, Frame, List};
 use crate::informers::Object;
 
 /// Objects per page of the list: bounds what is in flight on top of the cache.
@@ -29,6 +34,8 @@ const WATCH_SECONDS: u32 = 290;
 const WATCH_DEAD_AFTER: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 30);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Letters of a line that is no event, for the log.
+const EXCERPT_MAX: usize = 200;
 /// A watch that lived this long was a good one: the next pause begins small again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 
@@ -46,8 +53,11 @@ pub(crate) struct Source<K> {
     pub(crate) field_selector: Option<String>,
     pub(crate) form: Form,
     /// Takes out of each object what nobody here reads.
-    pub(crate) trim: Option<fn(&mut K)>,
+    pub(crate) trim: Option<Trim<K>>,
 }
+
+/// See [`Source::trim`].
+pub(crate) type Trim<K> = Arc<dyn Fn(&mut K) + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -61,10 +71,14 @@ enum Error {
         #[source]
         source: kube::Error,
     },
+    #[error("the list is not one")]
+    NoList(#[source] serde_json::Error),
     #[error("the watch broke")]
-    Watch(#[source] kube::Error),
+    Watch(#[source] std::io::Error),
+    #[error("the watch said what is no event: {0}")]
+    NoEvent(String),
     #[error("the server ended the watch: {0}")]
-    Ended(Box<kube::core::Status>),
+    Ended(Box<Status>),
     #[error("nothing was heard of the watch for {} s", WATCH_DEAD_AFTER.as_secs())]
     Silent,
 }
@@ -77,9 +91,7 @@ impl Error {
                 source: kube::Error::Api(status),
                 ..
             } => status,
-            Error::Watch(kube::Error::Api(status))
-            | Error::List(kube::Error::Api(status))
-            | Error::Ended(status) => status,
+            Error::List(kube::Error::Api(status)) | Error::Ended(status) => status,
             _ => return false,
         };
         status.code == 410 || matches!(status.reason.as_str(), "Expired" | "Gone")
@@ -160,12 +172,11 @@ impl<K: Object> Source<K> {
                 Form::Whole => request.list(&params),
                 Form::Metadata => request.list_metadata(&params),
             };
-            let page: ObjectList<K> = self
-                .client
-                .request(request.map_err(Error::Build)?)
-                .await
-                .map_err(Error::List)?;
-            objects.extend(page.items.into_iter().map(|object| self.compact(object)));
+            let text = self.client.request_text(request.map_err(Error::Build)?);
+            let text = text.await.map_err(Error::List)?;
+            let page: List<'_> = serde_json::from_str(&text).map_err(Error::NoList)?;
+            let items = page.items.unwrap_or_default();
+            objects.extend(items.into_iter().filter_map(|item| self.read(item)));
             match page.metadata.continue_.filter(|token| !token.is_empty()) {
                 Some(token) => params.continue_token = Some(token),
                 None => {
@@ -189,40 +200,89 @@ impl<K: Object> Source<K> {
             Form::Whole => request.watch(&params, place),
             Form::Metadata => request.watch_metadata(&params, place),
         };
-        let request = request.map_err(Error::Build)?;
-        let events = self
-            .client
-            .request_events::<K>(request)
-            .await
-            .map_err(|source| Error::WatchStart {
-                revision: place.clone(),
-                source,
-            })?;
+        let mut request = request.map_err(Error::Build)?;
+        // Servers from 1.37 on would compress each event on its own, which the client cannot read.
+        let identity = HeaderValue::from_static("identity");
+        request.headers_mut().insert(ACCEPT_ENCODING, identity);
+        let events = self.client.request_stream(request).await;
+        let events = events.map_err(|source| Error::WatchStart {
+            revision: place.clone(),
+            source,
+        })?;
         let mut events = std::pin::pin!(events);
-        while let Some(event) = events.try_next().await.map_err(Error::Watch)? {
-            match event {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            let length = events.read_line(&mut line).await.map_err(Error::Watch)?;
+            // What does not end like a line was cut off: it comes again.
+            if length == 0 || !line.ends_with('\n') {
+                return Ok(());
+            }
+            self.take(&line, cache, place)?;
+        }
+    }
+
+    /// Takes one event of a watch.
+    fn take(&self, line: &str, cache: &Cache<K>, place: &mut String) -> Result<(), Error> {
+        let no_event = || Error::NoEvent(line.chars().take(EXCERPT_MAX).collect());
+        let frame: Frame<'_> = serde_json::from_str(line).map_err(|_| no_event())?;
+        match frame.event {
+            "ADDED" | "MODIFIED" => match decode::object::<K>(frame.object) {
+                Ok(object) => {
                     advance(place, object.meta().resource_version.as_deref());
                     cache.apply(self.compact(object));
                 }
-                WatchEvent::Deleted(object) => {
+                Err(unreadable) => {
+                    self.complain(&unreadable);
+                    let revision = unreadable.metadata.resource_version.as_deref();
+                    advance(place, revision);
+                    cache.reach(place.parse().unwrap_or_default());
+                }
+            },
+            "DELETED" => match decode::object::<K>(frame.object) {
+                Ok(object) => {
                     advance(place, object.meta().resource_version.as_deref());
                     cache.delete(self.compact(object));
                 }
-                WatchEvent::Bookmark(bookmark) => {
-                    cache.reach(
-                        bookmark
-                            .metadata
-                            .resource_version
-                            .parse()
-                            .unwrap_or_default(),
-                    );
-                    *place = bookmark.metadata.resource_version;
+                Err(unreadable) => {
+                    advance(place, unreadable.metadata.resource_version.as_deref());
+                    cache.delete_named(&unreadable.metadata);
                 }
-                WatchEvent::Error(status) => return Err(Error::Ended(status)),
+            },
+            "BOOKMARK" => {
+                let bookmark = serde_json::from_str::<Bookmark>(frame.object.get());
+                let bookmark = bookmark.map_err(|_| no_event())?;
+                let revision = bookmark.metadata.resource_version;
+                cache.reach(revision.parse().unwrap_or_default());
+                *place = revision;
             }
+            "ERROR" => {
+                let status = serde_json::from_str::<Status>(frame.object.get());
+                return Err(Error::Ended(Box::new(status.map_err(|_| no_event())?)));
+            }
+            _ => return Err(no_event()),
         }
         Ok(())
+    }
+
+    fn read(&self, text: &RawValue) -> Option<Arc<K>> {
+        match decode::object(text) {
+            Ok(object) => Some(self.compact(object)),
+            Err(unreadable) => {
+                self.complain(&unreadable);
+                None
+            }
+        }
+    }
+
+    fn complain(&self, unreadable: &decode::Unreadable) {
+        warn!(
+            path = self.path,
+            namespace = unreadable.metadata.namespace,
+            name = unreadable.metadata.name,
+            error = %unreadable.error,
+            "an object is left out, for it cannot be read"
+        );
     }
 
     /// What the cache keeps of an object: without managed fields, which are a third of a pod and read
@@ -230,7 +290,7 @@ impl<K: Object> Source<K> {
     /// clone has not.
     fn compact(&self, mut object: K) -> Arc<K> {
         object.meta_mut().managed_fields = None;
-        if let Some(trim) = self.trim {
+        if let Some(trim) = &self.trim {
             trim(&mut object);
         }
         Arc::new(object.clone())

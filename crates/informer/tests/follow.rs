@@ -11,7 +11,7 @@ use futures::{FutureExt, StreamExt};
 use http::{Request, Response};
 use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
 use informer::{Change, Informer, Informers};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -247,6 +247,40 @@ async fn a_server_that_is_not_there_yet_is_asked_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_object_that_cannot_be_read_stops_nobody() {
+    let strange = |kind: &str, revision: u64| {
+        let mut event = event(kind, "strange", revision);
+        event["object"]["data"] = json!(5);
+        event
+    };
+    let mut first = list(5, &[("a", 1), ("strange", 2)]);
+    if let Answer::List(list) = &mut first {
+        list["items"][1]["data"] = json!([1]);
+    }
+    let script = vec![
+        first,
+        watch(vec![
+            strange("MODIFIED", 6),
+            event("ADDED", "b", 7),
+            strange("MODIFIED", 8),
+        ]),
+    ];
+    check(
+        script,
+        8,
+        &["a@1", "b@7"],
+        &["list", "watch resourceVersion=5"],
+    )
+    .await;
+    // Its name is enough to let it go.
+    let script = vec![
+        list(5, &[("a", 1), ("strange", 2)]),
+        watch(vec![strange("DELETED", 6)]),
+    ];
+    check(script, 6, &["a@1"], &["list", "watch resourceVersion=5"]).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reader_hears_what_differs_between_two_lists_and_nothing_else() {
     let server = Server::default();
     let script = vec![
@@ -322,4 +356,71 @@ async fn an_index_follows_the_cache_and_managed_fields_are_not_kept() {
         2,
         "one list and watch for all readers"
     );
+}
+
+fn pod(name: &str, node: &str, revision: u64) -> Value {
+    json!({"kind": "Pod", "apiVersion": "v1",
+        "metadata": {"name": name, "namespace": "default", "uid": name, "resourceVersion": revision.to_string()},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "command": ["run"]}]}})
+}
+
+/// Names and revisions, and an exclamation mark behind those that are whole.
+fn pods(informer: &Informer<Pod>) -> Vec<String> {
+    let text = |pod: &Arc<Pod>| {
+        let (meta, spec) = (&pod.metadata, pod.spec.clone().unwrap_or_default());
+        let name = meta.name.clone().unwrap_or_default();
+        let revision = meta.resource_version.clone().unwrap_or_default();
+        let mark = match spec.containers.iter().any(|one| one.command.is_some()) {
+            true => "!",
+            false => "",
+        };
+        format!("{name}@{revision}{mark}")
+    };
+    informer.list().iter().map(text).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hosted_node_s_pods_are_whole_and_cached_once() {
+    let server = Server::default();
+    let event = |kind: &str, pod: Value| json!({"type": kind, "object": pod});
+    let first = Answer::List(json!({"kind": "PodList", "apiVersion": "v1",
+        "metadata": {"resourceVersion": "5"},
+        "items": [pod("mine", "here", 1), pod("other", "there", 2), pod("pending", "", 3)]}));
+    let events = vec![
+        event("MODIFIED", pod("pending", "here", 6)),
+        event("DELETED", pod("mine", "here", 7)),
+        event("MODIFIED", pod("other", "there", 8)),
+    ];
+    let client = server.client(vec![first, watch(events)]);
+    let informers = Informers::new(client, lifecycle::Drain::never()).hosting(["here".to_owned()]);
+    let here = informers.of_fields::<Pod>("spec.nodeName=here");
+    let mut changes = here.changes();
+    here.until(|here| (here.revision() >= 8).then_some(()))
+        .await;
+    assert!(here.is_synced());
+    assert_eq!(pods(&here), ["pending@6!"]);
+    assert_eq!(pods(&informers.pods()), ["other@8", "pending@6!"]);
+    let change = changes.next().await.expect("is told");
+    assert_eq!(change.object().metadata.name.as_deref(), Some("pending"));
+    assert!(changes.try_next().is_none());
+    let again = informers.of_fields::<Pod>("spec.nodeName=here");
+    assert_eq!(pods(&again), ["pending@6!"]);
+    assert_eq!(server.requests.lock().len(), 2, "one list, one watch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_cached_as_a_whole_is_not_followed_again() {
+    let server = Server::default();
+    let script = vec![
+        list(5, &[("a", 1), ("b", 2)]),
+        watch(vec![event("MODIFIED", "a", 6), event("ADDED", "c", 7)]),
+    ];
+    let informers = Informers::new(server.client(script), lifecycle::Drain::never());
+    let whole = informers.of::<ConfigMap>();
+    let view = informers.of_fields::<ConfigMap>("metadata.name=a");
+    view.until(|view| (view.revision() >= 7).then_some(()))
+        .await;
+    assert_eq!(contents(&view), ["a@6"]);
+    assert_eq!(contents(&whole), ["a@6", "b@2", "c@7"]);
+    assert_eq!(server.requests.lock().len(), 2);
 }
