@@ -224,11 +224,7 @@ async fn follow() {
             pod.run(|| {
                 let mut requests = 0;
                 while !stop.load(Ordering::Relaxed) {
-                    // A packet that is on its way through the rules while a change takes effect can
-                    // be refused (seen once in some thousands); the next try must not be.
-                    get()
-                        .or_else(|_| get())
-                        .expect("no request fails while endpoints come and go");
+                    get().expect("no request fails while endpoints come and go");
                     requests += 1;
                 }
                 requests

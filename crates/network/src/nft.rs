@@ -511,25 +511,31 @@ impl Rule<'_, '_> {
         self.connection(to, 12, true)
     }
 
-    fn bits_set(&mut self, key: libc::c_int, bits: u32) -> &mut Self {
+    /// Any of the bits is set, or none is. A packet without a connection is neither.
+    fn bits(&mut self, key: libc::c_int, bits: u32, set: bool) -> &mut Self {
         self.connection(Register(0), key, false)
             .mask(Register(0), &bits.to_ne_bytes())
-            .compare(Register(0), false, &[0; 4])
+            .compare(Register(0), !set, &[0; 4])
     }
 
     /// `ct status dnat`: the destination was rewritten.
     pub(crate) fn destination_rewritten(&mut self) -> &mut Self {
-        self.bits_set(libc::NFT_CT_STATUS, 0x20)
+        self.bits(libc::NFT_CT_STATUS, STATUS_DNAT, true)
+    }
+
+    /// `ct status & dnat == 0`: the packet goes where its client sent it.
+    pub(crate) fn destination_kept(&mut self) -> &mut Self {
+        self.bits(libc::NFT_CT_STATUS, STATUS_DNAT, false)
     }
 
     /// `ct state established,related`
     pub(crate) fn established(&mut self) -> &mut Self {
-        self.bits_set(libc::NFT_CT_STATE, 0x02 | 0x04)
+        self.bits(libc::NFT_CT_STATE, 0x02 | 0x04, true)
     }
 
     /// `ct state invalid`
     pub(crate) fn invalid(&mut self) -> &mut Self {
-        self.bits_set(libc::NFT_CT_STATE, 0x01)
+        self.bits(libc::NFT_CT_STATE, 0x01, true)
     }
 
     fn mask(&mut self, register: Register, mask: &[u8; 4]) -> &mut Self {
@@ -709,5 +715,7 @@ impl Rule<'_, '_> {
     }
 }
 
+/// `IPS_DST_NAT`
+const STATUS_DNAT: u32 = 0x20;
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`: two packets at once never take the same source port.
 const RANGE_RANDOM_FULLY: u32 = 16;

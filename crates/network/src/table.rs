@@ -9,13 +9,30 @@
 //!   └ services   daddr . protocol . port                   vmap @services → pick-N
 //!                protocol . port (local daddr)           vmap @node-ports → pick-local-N
 //!       pick-N   frontend . random mod N      @endpoints → address . port → dnat
+//!                frontend . 0                 @endpoints → the same
+//!   └ services   again, for whoever found nothing
 //! postrouting (nat)
 //!                saddr . daddr @hairpin, from 127/8, original frontend @hide-source,
 //!                from pods to elsewhere       → rewrite source
 //! input, forward, output (filter)
-//!   └ unserved   frontend @dropped, @refused, or anything left in the service range → drop, refuse
+//!   └ unserved   frontend @dropped, @refused → drop, refuse
+//!                frontend . 0 @endpoints     → drop
+//!                anything left in the service range → refuse
 //! guard (raw)    127/8 through a sandbox's link → drop
 //! ```
+//!
+//! A batch takes effect at one instant, but a packet makes several lookups, and the instant may lie
+//! between two of them. Nobody may be refused because of that, so each lookup that can miss has
+//! somewhere to go on:
+//!
+//! - The frontend led to `pick-3`, and when place 2 is looked up, there are two places left. Place 0
+//!   is there as long as there is any backend.
+//! - An element that is replaced under the same key can be missed in both its forms: the lookup goes
+//!   by the generation that was in force when it began, whose element is unlinked right after the
+//!   change. (Linux 6.17 and later begin such a lookup again by themselves.) Whoever looks a second
+//!   time finds the new one.
+//! - Whatever is left untranslated even so, and has endpoints, came midway: it is dropped, not
+//!   refused. Its client sends again.
 //!
 //! Whether a source must be rewritten is read off the connection's original destination, so no packet
 //! marks are used, which other programs might use as well.
@@ -42,6 +59,9 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 
 /// Clients that are remembered for session affinity, all services together (~10 MB of kernel memory).
 const STICKY_LIMIT: u32 = 65_536;
+
+/// The place of the backend that is there as long as there is any.
+const PLACE_FIRST: [u8; 4] = [0; 4];
 
 const FRONTEND: [Type; 3] = [Type::Address, Type::Protocol, Type::Port];
 const BACKEND: [Type; 2] = [Type::Address, Type::Port];
@@ -333,7 +353,9 @@ fn write_fixed(rules: &mut Rules, shape: &Shape) {
     }
     build_guard(rules, shape);
     for chain in ["prerouting", "nat-output"] {
-        rules.add_rule(chain, |rule| rule.verdict(Verdict::Jump(SERVICES)));
+        for _look in 0..2 {
+            rules.add_rule(chain, |rule| rule.verdict(Verdict::Jump(SERVICES)));
+        }
     }
     build_services(rules);
     build_postrouting(rules, shape);
@@ -454,17 +476,20 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
     for (set, verdict) in [(DROPPED, Verdict::Drop), (REFUSED, Verdict::Goto("refuse"))] {
         for any_address in [false, true] {
             rules.add_rule("unserved", |rule| {
-                if any_address {
-                    rule.destination_is_local().any_address(Register(0));
-                } else {
-                    rule.destination_address(Register(0));
-                }
-                rule.protocol(Register(1))
-                    .destination_port(Register(2))
-                    .is_in(Register(0), set)
-                    .verdict(verdict.clone());
+                load_frontend(rule, any_address);
+                rule.is_in(Register(0), set).verdict(verdict.clone());
             });
         }
+    }
+    // Served, and yet not translated: it has met a change midway.
+    for any_address in [false, true] {
+        rules.add_rule("unserved", |rule| {
+            rule.destination_kept();
+            load_frontend(rule, any_address);
+            rule.load(Register(3), PLACE_FIRST)
+                .look_up(Register(0), ENDPOINTS, Register(4))
+                .verdict(Verdict::Drop);
+        });
     }
     rules.add_rule("unserved", |rule| {
         rule.destination_address(Register(0))
@@ -478,6 +503,16 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
             .reset();
     });
     rules.add_rule("refuse", |rule| rule.reject());
+}
+
+/// Registers 0…2: the frontend that the packet is for, as a key of the sets; or goes no further.
+fn load_frontend(rule: &mut nft::Rule<'_, '_>, any_address: bool) {
+    if any_address {
+        rule.destination_is_local().any_address(Register(0));
+    } else {
+        rule.destination_address(Register(0));
+    }
+    rule.protocol(Register(1)).destination_port(Register(2));
 }
 
 /// Makes the chain of a class.
@@ -538,5 +573,12 @@ fn build_pick(rules: &mut Rules, chain: &str, class: Class) {
     rules.add_rule(chain, |rule| {
         pick(rule);
         rule.rewrite_destination(Register(5), Register(6));
+    });
+    // The place that was picked has gone since the class was read.
+    rules.add_rule(chain, |rule| {
+        frontend(rule);
+        rule.load(Register(4), PLACE_FIRST)
+            .look_up(Register(1), ENDPOINTS, Register(5))
+            .rewrite_destination(Register(5), Register(6));
     });
 }

@@ -4,6 +4,7 @@
 mod instances;
 mod sandboxes;
 mod services;
+mod under_load;
 
 use std::fs::File;
 use std::io::{Read, Write};

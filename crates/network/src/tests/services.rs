@@ -350,7 +350,7 @@ fn udp_clients_from_before_a_node_port_meet_its_backend() {
 }
 
 /// Says its name to everyone who asks, until the test ends.
-fn answer(socket: UdpSocket, name: &'static str) {
+pub(super) fn answer(socket: UdpSocket, name: &'static str) {
     std::thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, from)) = socket.recv_from(&mut buffer) {
