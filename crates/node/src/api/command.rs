@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
 use engine::{ContainerId, ExecSpec, Reader, Streams, Writer};
@@ -192,11 +191,7 @@ async fn answer(
         })?;
         return spdy::command(request, version, wanted, run);
     }
-    let (mut parts, _) = request.into_parts();
-    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
-        .await
-        .map_err(|error| Failure::bad_request(format!("unable to upgrade: {error}")))?;
-    websocket::command(upgrade, run)
+    websocket::command(websocket::upgrade(request).await?, run)
 }
 
 /// Runs or attaches, and carries the streams until the end.

@@ -1,4 +1,5 @@
-//! `GET /containerLogs/{namespace}/{pod}/{container}`.
+//! `GET /containerLogs/{namespace}/{pod}/{container}`: as the answer's body, or as the messages of a
+//! WebSocket if the client asks for one.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use tokio::sync::mpsc;
 
-use crate::api::{Failure, Query, find_pod, observe};
+use crate::api::{Failure, Query, find_pod, observe, websocket};
 use crate::context::Context;
 use crate::log_reader::{Follow, LogReader, Wanted};
 use crate::logs::Stream;
@@ -65,6 +66,10 @@ pub(super) async fn answer(
         false => None,
     };
     let log = context.log_file(&pod, &container, attempt.number);
+    let upgrade = match websocket::is_asked_for(&request) {
+        true => Some(websocket::upgrade(request).await?),
+        false => None,
+    };
     let (sender, receiver) = mpsc::channel::<Result<Bytes, std::io::Error>>(WAITING_MAX);
     tokio::spawn(async move {
         // Without a receiver nobody wants the rest; an error of the disk ends the answer short.
@@ -72,16 +77,14 @@ pub(super) async fn answer(
             let _ = sender.send(Err(error)).await;
         }
     });
-    let body = Body::from_stream(tokio_stream(receiver));
+    if let Some(upgrade) = upgrade {
+        return websocket::pieces(upgrade, receiver);
+    }
+    let pieces = futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    let body = Body::from_stream(pieces);
     Ok(([(header::CONTENT_TYPE, "text/plain")], body).into_response())
-}
-
-fn tokio_stream<T: Send + 'static>(
-    receiver: mpsc::Receiver<T>,
-) -> impl futures::Stream<Item = T> + Send + 'static {
-    futures::stream::unfold(receiver, |mut receiver| async move {
-        receiver.recv().await.map(|item| (item, receiver))
-    })
 }
 
 fn wanted(query: &Query, now: Timestamp) -> Result<Wanted, Failure> {

@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{FromRequestParts, Path, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use bytes::Bytes;
 use engine::SandboxId;
@@ -55,10 +54,7 @@ pub(super) async fn answer(
             serve(context, sandbox, stream)
         });
     }
-    let (mut parts, _) = request.into_parts();
-    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &())
-        .await
-        .map_err(|error| Failure::bad_request(format!("unable to upgrade: {error}")))?;
+    let upgrade = websocket::upgrade(request).await?;
     websocket::tunnel(upgrade, move |stream| serve(context, sandbox, stream))
 }
 

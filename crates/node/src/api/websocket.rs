@@ -1,10 +1,17 @@
-//! Commands and port-forwards over WebSocket.
+//! Commands, port-forwards and logs over WebSocket.
 
+use std::io;
+
+use axum::body::Body;
+use axum::extract::FromRequestParts;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::response::Response;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
+use http::{Request, header};
 use streams::channel::{self, ERROR, RESIZE, STDIN};
 use streams::remote_command::{Version, negotiate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -20,6 +27,11 @@ const TUNNEL_BYTES: usize = 64 * 1024;
 
 /// SPDY/3.1 as messages of a WebSocket.
 const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+
+/// A stream of bytes, each message some of them; a client that names no subprotocol means the first.
+const PIECES: &str = "binary.k8s.io";
+/// The same for clients that only take text: in base64.
+const PIECES_AS_TEXT: &str = "base64.binary.k8s.io";
 
 const COMMANDS: [Version; 5] = [
     Version::V5,
@@ -136,6 +148,62 @@ async fn read(
             Err(_) => return,
         }
     }
+}
+
+/// Whether a request wants its connection to become a WebSocket.
+pub(super) fn is_asked_for(request: &Request<Body>) -> bool {
+    let wanted = request.headers().get(header::UPGRADE);
+    wanted.is_some_and(|name| name.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// The upgrade that a request asks for.
+pub(super) async fn upgrade(request: Request<Body>) -> Result<WebSocketUpgrade, Failure> {
+    let (mut parts, _) = request.into_parts();
+    WebSocketUpgrade::from_request_parts(&mut parts, &())
+        .await
+        .map_err(|error| Failure::bad_request(format!("unable to upgrade: {error}")))
+}
+
+/// Upgrades, and sends the pieces until there are no more or the client is gone.
+pub(super) fn pieces(
+    upgrade: WebSocketUpgrade,
+    mut pieces: mpsc::Receiver<io::Result<Bytes>>,
+) -> Result<Response, Failure> {
+    let offers_some = upgrade.requested_protocols().next().is_some();
+    let upgrade = upgrade.protocols([PIECES, PIECES_AS_TEXT]);
+    let chosen = upgrade.selected_protocol().cloned();
+    if offers_some && chosen.is_none() {
+        return Err(Failure::bad_request(format!(
+            "unable to upgrade: the client speaks none of [{PIECES} {PIECES_AS_TEXT}]"
+        )));
+    }
+    let as_text = chosen.is_some_and(|name| name == PIECES_AS_TEXT);
+    let message = move |piece: Bytes| match as_text {
+        true => Message::Text(BASE64.encode(piece).into()),
+        false => Message::Binary(piece),
+    };
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        let (mut sink, mut stream) = socket.split();
+        // An empty message first, as upstream: the client knows that it is served.
+        if sink.send(message(Bytes::new())).await.is_err() {
+            return;
+        }
+        loop {
+            let piece = tokio::select! {
+                piece = pieces.recv() => piece,
+                said = stream.next() => match said {
+                    // What a reader of a log says is of no interest.
+                    Some(Ok(_)) => continue,
+                    Some(Err(_)) | None => return,
+                },
+            };
+            let Some(Ok(piece)) = piece else { break };
+            if sink.send(message(piece)).await.is_err() {
+                return;
+            }
+        }
+        close(sink).await;
+    }))
 }
 
 /// Upgrades, and hands what goes through the tunnel to `run`.

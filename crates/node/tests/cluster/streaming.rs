@@ -267,20 +267,73 @@ async fn exit_codes_and_commands_that_do_not_exist() {
     );
 }
 
+/// A request for a WebSocket; `protocols` may be empty.
+fn web_socket(path: &str, protocols: &str) -> Request<Empty<Bytes>> {
+    let mut request = Request::get(path)
+        .header("host", "node")
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==");
+    if !protocols.is_empty() {
+        request = request.header("sec-websocket-protocol", protocols);
+    }
+    request.body(Empty::new()).expect("a request")
+}
+
+/// A log as messages: the kind of each (1 text, 2 binary, 8 the end) and what it holds.
+async fn log_messages(house: &House, protocols: &str) -> Vec<(u8, String)> {
+    let path = "/containerLogs/default/web/c";
+    let answer = upgrade(house, web_socket(path, protocols)).await;
+    assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let upgraded = hyper::upgrade::on(answer).await.expect("is upgraded");
+    let mut bytes = Vec::new();
+    let mut stream = TokioIo::new(upgraded);
+    let reading = tokio::time::timeout(crate::PATIENCE, stream.read_to_end(&mut bytes));
+    reading.await.expect("in time").expect("is read");
+    let mut messages = Vec::new();
+    let mut rest = bytes.as_slice();
+    while let [head, length, after @ ..] = rest {
+        let (payload, next) = after.split_at(usize::from(*length));
+        messages.push((head & 15, String::from_utf8_lossy(payload).into_owned()));
+        rest = next;
+    }
+    messages
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_over_a_web_socket() {
+    let house = House::new().await;
+    running(&house, json!(["run"])).await;
+    house.until_ready("web").await;
+    for (protocols, kind, text) in [
+        ("", 2, "run 0\n"),
+        ("binary.k8s.io", 2, "run 0\n"),
+        ("unknown, base64.binary.k8s.io", 1, "cnVuIDAK"),
+    ] {
+        let messages = log_messages(&house, protocols).await;
+        let (end, pieces) = messages.split_last().expect("an end at least");
+        assert_eq!(end.0, 8, "{protocols}");
+        let wanted = [(kind, String::new()), (kind, text.to_owned())];
+        assert_eq!(pieces, wanted, "{protocols}");
+    }
+    let answer = upgrade(
+        &house,
+        web_socket("/containerLogs/default/web/c", "v5.channel.k8s.io"),
+    );
+    assert_eq!(answer.await.status(), StatusCode::BAD_REQUEST);
+    // What cannot be shown is told before anything is upgraded.
+    let answer = upgrade(&house, web_socket("/containerLogs/default/web/x", ""));
+    assert_eq!(answer.await.status(), StatusCode::NOT_FOUND);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn exec_over_a_web_socket() {
     let house = House::new().await;
     running(&house, json!(["run"])).await;
     house.until_ready("web").await;
-    let request = Request::get("/exec/default/web/c?command=cat&input=1&output=1")
-        .header("host", "node")
-        .header("connection", "Upgrade")
-        .header("upgrade", "websocket")
-        .header("sec-websocket-version", "13")
-        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
-        .header("sec-websocket-protocol", "v5.channel.k8s.io")
-        .body(Empty::new())
-        .expect("a request");
+    let path = "/exec/default/web/c?command=cat&input=1&output=1";
+    let request = web_socket(path, "v5.channel.k8s.io");
     let answer = upgrade(&house, request).await;
     assert_eq!(answer.status(), StatusCode::SWITCHING_PROTOCOLS);
     assert_eq!(
