@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Admission;
+use super::{Admission, Operation};
 
 const SECONDS: i64 = 300;
 const KEYS: &[&str] = &[
@@ -10,9 +10,11 @@ const KEYS: &[&str] = &[
     "node.kubernetes.io/unreachable",
 ];
 
-/// Adds the tolerations that are missing.
+/// Adds the tolerations that are missing: to a new pod, and to one whose tolerations are replaced, so
+/// that a client may name only its own.
 pub(super) fn admit(admission: &mut Admission<'_>) {
-    if !admission.creates("", "Pod") {
+    let is_written = matches!(admission.operation, Operation::Create | Operation::Update);
+    if !is_written || admission.subresource.is_some() || !admission.call.resource.is("", "Pod") {
         return;
     }
     let Some(spec) = admission
