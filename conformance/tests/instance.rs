@@ -314,6 +314,7 @@ fn mistakes_are_named() -> anyhow::Result<()> {
     check(&["doctor"], 1, "--api-listen")?;
     drop(holder);
     instance.wharf(&["doctor"])?.ok()?.says("overlayfs")?;
+    foreign_rules_are_named(instance.program())?;
     // Not root.
     let said = conformance::run(
         std::process::Command::new("setpriv")
@@ -343,6 +344,24 @@ fn mistakes_are_named() -> anyhow::Result<()> {
     );
     std::fs::write(&database, kept)?;
     instance.wharf(&["up"])?.ok()?;
+    Ok(())
+}
+
+/// In a network namespace where somebody drops what is forwarded, as Docker does.
+fn foreign_rules_are_named(program: &std::path::Path) -> anyhow::Result<()> {
+    let script = r#"
+        nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'
+        exec "$1" doctor
+    "#;
+    conformance::run(
+        std::process::Command::new("unshare")
+            .args(["--net", "sh", "-euc", script, "sh"])
+            .arg(program),
+        "",
+    )?
+    .ok()?
+    .says("dropped by FORWARD of table ip filter")?
+    .says("iptables -I FORWARD")?;
     Ok(())
 }
 

@@ -1,11 +1,10 @@
 //! `wharf doctor`: what this machine lacks, and what to do about it.
 
-use std::io;
 use std::net::TcpListener;
 use std::path::Path;
 
 use rustix::fs::statvfs;
-use rustix::net::{AddressFamily, SocketType, netlink, socket};
+use rustix::mount::{FsOpenFlags, fsopen};
 use serde::Serialize;
 
 use crate::args::Format;
@@ -41,7 +40,7 @@ pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<()> {
         namespaces(),
         overlay(),
         cgroups(),
-        nftables(),
+        nftables(config),
         seccomp(),
         open_files(),
         api_port(config),
@@ -148,17 +147,21 @@ fn namespaces() -> Finding {
 }
 
 fn overlay() -> Finding {
-    let listed = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-    if listed("/proc/filesystems")
-        .lines()
-        .any(|line| line.ends_with("\toverlay"))
-    {
+    // Asking for it loads the module, as mounting would; only root may ask.
+    let there = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(_) => true,
+        Err(_) => std::fs::read_to_string("/proc/filesystems")
+            .unwrap_or_default()
+            .lines()
+            .any(|line| line.ends_with("\toverlay")),
+    };
+    if there {
         return ok("overlayfs", "yes");
     }
     bad(
         "overlayfs",
         Verdict::Failed,
-        "not loaded",
+        "the kernel does not have it",
         "load it: modprobe overlay (and name it in /etc/modules-load.d/wharf.conf)",
     )
 }
@@ -198,9 +201,25 @@ fn cgroups() -> Finding {
     }
 }
 
-fn nftables() -> Finding {
-    match socket_of_netfilter() {
-        Ok(()) => ok("nftables", "yes"),
+/// Whether rules can be made, and whether those of others let pods reach each other.
+fn nftables(config: &Config) -> Finding {
+    match network::forward_drops() {
+        Ok(chains) if chains.is_empty() => ok("nftables", "yes"),
+        Ok(chains) => {
+            let names: Vec<String> = chains
+                .into_iter()
+                .map(|(table, chain)| format!("{chain} of table {table}"))
+                .collect();
+            bad(
+                "nftables",
+                Verdict::Warning,
+                format!("forwarded packets are dropped by {}", names.join(", ")),
+                format!(
+                    "let those of pods through: iptables -I FORWARD -s {0} -j ACCEPT; iptables -I FORWARD -d {0} -j ACCEPT",
+                    config.pod_cidr
+                ),
+            )
+        }
         Err(error) => bad(
             "nftables",
             Verdict::Failed,
@@ -208,15 +227,6 @@ fn nftables() -> Finding {
             "load it: modprobe nf_tables nf_nat (and name them in /etc/modules-load.d/wharf.conf)",
         ),
     }
-}
-
-fn socket_of_netfilter() -> io::Result<()> {
-    socket(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        Some(netlink::NETFILTER),
-    )?;
-    Ok(())
 }
 
 fn seccomp() -> Finding {
