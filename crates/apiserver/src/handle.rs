@@ -377,7 +377,11 @@ async fn answer(
     };
     let caller = impersonate(&core, caller, &parts.headers)?;
     // Read even where nobody needs it: a connection with half a request in it is of no more use.
-    let (body, _turn) = take_body(&core, &parts, body).await?;
+    let (body, _turn) = if info.is_proxied() {
+        (body, None)
+    } else {
+        take_body(&core, &parts, body).await?
+    };
     require(&core.authorizer, &caller, &info)?;
     if !info.is_resource {
         return unresourceful(&core, &info, &parts.headers, &query, &parts.method);
@@ -392,7 +396,7 @@ async fn answer(
     let accept = match Accept::parse(&parts.headers, &query) {
         Some(accept) => accept,
         // Streams carry what they like; only answers of objects must be acceptable.
-        None if parts.headers.contains_key(header::UPGRADE) => Accept::PLAIN,
+        None if parts.headers.contains_key(header::UPGRADE) || info.is_proxied() => Accept::PLAIN,
         None => {
             return Err(Failure::not_acceptable(matches!(
                 info.verb,
@@ -518,7 +522,10 @@ fn unresourceful(
 
 async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>, Failure> {
     let kind = call.resource.kind;
-    check_place(call, request.method())?;
+    if !call.info.is_proxied() {
+        check_method(request.method())?;
+    }
+    check_place(call)?;
     if !call.info.subresource.is_empty() {
         return subresources::answer(call, request).await;
     }
@@ -555,14 +562,19 @@ async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>,
     }
 }
 
-/// Objects of namespaces are found below a namespace, others are not; lists are found in both.
-fn check_place(call: &Call, method: &Method) -> Result<(), Failure> {
-    if !matches!(
+/// Only a proxied server may know others.
+fn check_method(method: &Method) -> Result<(), Failure> {
+    if matches!(
         *method,
         Method::GET | Method::POST | Method::PUT | Method::PATCH | Method::DELETE
     ) {
-        return Err(Failure::method_not_allowed());
+        return Ok(());
     }
+    Err(Failure::method_not_allowed())
+}
+
+/// Objects of namespaces are found below a namespace, others are not; lists are found in both.
+fn check_place(call: &Call) -> Result<(), Failure> {
     let info = &call.info;
     let below_namespace = !info.namespace.is_empty() && info.resource != "namespaces";
     if call.resource.kind.namespaced() && !below_namespace {

@@ -145,6 +145,14 @@ impl RequestInfo {
     }
 }
 
+impl RequestInfo {
+    /// Whether the request is meant for a server behind the API, which decides on methods, bodies
+    /// and what is acceptable itself.
+    pub(crate) fn is_proxied(&self) -> bool {
+        self.subresource == "proxy"
+    }
+}
+
 /// The name in a field selector that selects exactly one object: authorization by resource name
 /// applies to such lists and watches, as upstream has it.
 fn name_selected(selector: &str) -> Option<String> {

@@ -37,6 +37,10 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// How long open requests may go on once the drain is signaled.
 const TIMEOUT_DRAIN: Duration = Duration::from_secs(5);
 
+/// Where the connection of a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer(pub(crate) std::net::IpAddr);
+
 /// Why no TLS configuration could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -132,6 +136,10 @@ async fn accept(
 async fn connection(core: Arc<Core>, stream: TcpStream, acceptor: TlsAcceptor, drain: Drain) {
     // Events are small and must not wait for one another.
     stream.set_nodelay(true).ok();
+    let peer = stream
+        .peer_addr()
+        .ok()
+        .map(|address| Peer(address.ip().to_canonical()));
     let handshake = tokio::time::timeout(TIMEOUT_HANDSHAKE, acceptor.accept(stream));
     let stream = match handshake.await {
         Ok(Ok(stream)) => stream,
@@ -155,6 +163,9 @@ async fn connection(core: Arc<Core>, stream: TcpStream, acceptor: TlsAcceptor, d
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Certified(caller));
                 request.extensions_mut().insert(drain);
+                if let Some(peer) = peer {
+                    request.extensions_mut().insert(peer);
+                }
                 Ok::<_, Infallible>(respond(core, None, request).await)
             }
         }

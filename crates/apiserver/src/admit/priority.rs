@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::Admission;
+use super::{Admission, Operation};
 use crate::encode::metadata_str;
 use crate::status::Failure;
 
@@ -10,6 +10,10 @@ const GROUP: &str = "scheduling.k8s.io";
 
 /// Fills in `priority` and `preemptionPolicy`.
 pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
+    if admission.operation == Operation::Update {
+        keep(admission);
+        return Ok(());
+    }
     if !admission.creates("", "Pod") {
         return Ok(());
     }
@@ -76,4 +80,26 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// A client that does not know of priorities may leave out those that its pod was given.
+fn keep(admission: &mut Admission<'_>) {
+    if admission.subresource.is_some() || !admission.call.resource.is("", "Pod") {
+        return;
+    }
+    let (Some(old), Some(spec)) = (
+        admission.old,
+        admission
+            .object
+            .get_mut("spec")
+            .and_then(Value::as_object_mut),
+    ) else {
+        return;
+    };
+    for name in ["priority", "preemptionPolicy"] {
+        let kept = &old["spec"][name];
+        if !kept.is_null() && spec.get(name).is_none_or(Value::is_null) {
+            spec.insert(name.into(), kept.clone());
+        }
+    }
 }

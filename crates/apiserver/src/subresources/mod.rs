@@ -2,7 +2,9 @@
 
 pub(crate) mod binding;
 mod eviction;
+mod forward;
 mod kubelet;
+mod proxy;
 mod scale;
 mod token_request;
 
@@ -17,6 +19,9 @@ use crate::verbs;
 pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Response<Body>, Failure> {
     let kind = call.resource.kind;
     let sub = call.info.subresource.as_str();
+    if sub == "proxy" && proxy::is_for(&call.resource) {
+        return proxy::answer(call, request).await;
+    }
     let known = kind.subresources().iter().find(|known| known.name == sub);
     let Some(known) = known else {
         return Err(Failure::no_such_resource());

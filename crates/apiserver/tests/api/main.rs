@@ -4,6 +4,7 @@ mod deletes;
 mod house;
 mod identity;
 mod patches;
+mod proxies;
 mod reads;
 mod services;
 mod streams;
