@@ -28,12 +28,11 @@ pub(crate) fn answer(path: &str, headers: &HeaderMap) -> Option<Result<Response<
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())
         .unwrap_or_default();
+    let whole = matches!(segments.as_slice(), ["api"] | ["apis"]);
+    let form = Form::wanted(headers, whole);
     let document = match segments.as_slice() {
-        ["api"] if wants_aggregated(headers) => {
-            return Some(Ok(aggregated(registry.aggregated(true))));
-        }
-        ["apis"] if wants_aggregated(headers) => {
-            return Some(Ok(aggregated(registry.aggregated(false))));
+        [only] if form == Some(Form::Aggregated) => {
+            return Some(Ok(aggregated(registry.aggregated(*only == "api"))));
         }
         [] => Some(paths()),
         ["api"] => Some(registry.api_versions(address)),
@@ -43,7 +42,11 @@ pub(crate) fn answer(path: &str, headers: &HeaderMap) -> Option<Result<Response<
         ["apis", group, version] if has_group(group) => registry.resource_list(group, version),
         _ => return None,
     };
-    Some(document.map(plain).ok_or_else(Failure::no_such_resource))
+    Some(match (document, form) {
+        (None, _) => Err(Failure::no_such_resource()),
+        (Some(_), None) => Err(Failure::no_accepted_type()),
+        (Some(document), Some(_)) => Ok(plain(document)),
+    })
 }
 
 /// `GET /`: where something can be found.
@@ -77,16 +80,43 @@ fn paths() -> Value {
     serde_json::json!({"paths": paths})
 }
 
-fn wants_aggregated(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|part| {
+/// The forms of a discovery document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Plain,
+    /// Groups, versions and resources in one (`apidiscovery.k8s.io/v2`).
+    Aggregated,
+}
+
+impl Form {
+    /// The first acceptable form that the document has; `whole` are those that can be aggregated.
+    fn wanted(headers: &HeaderMap, whole: bool) -> Option<Form> {
+        let mut asked = headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+            .peekable();
+        if asked.peek().is_none() {
+            return Some(Form::Plain);
+        }
+        asked.find_map(|part| {
+            let mut parameters = part.split(';').map(str::trim);
+            let media = parameters.next().unwrap_or_default();
+            if !matches!(media, "*/*" | "application/*" | "application/json") {
+                return None;
+            }
             let has = |wanted: &str| part.split(';').any(|parameter| parameter.trim() == wanted);
-            has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") && has("v=v2")
+            if !parameters.any(|parameter| parameter.starts_with("as=")) {
+                return Some(Form::Plain);
+            }
+            let is_aggregated =
+                has("as=APIGroupDiscoveryList") && has("g=apidiscovery.k8s.io") && has("v=v2");
+            (whole && is_aggregated).then_some(Form::Aggregated)
         })
+    }
 }
 
 fn plain(document: Value) -> Response<Body> {
@@ -99,4 +129,32 @@ fn plain(document: Value) -> Response<Body> {
 
 fn aggregated(document: Value) -> Response<Body> {
     with_type(StatusCode::OK, document.to_string().into(), AGGREGATED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_acceptable_form_is_taken() {
+        let check = |accept: &'static str, expected: Option<Form>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, http::HeaderValue::from_static(accept));
+            assert_eq!(Form::wanted(&headers, true), expected, "{accept}");
+        };
+        let old = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
+        check("", Some(Form::Plain));
+        check("*/*", Some(Form::Plain));
+        check(AGGREGATED, Some(Form::Aggregated));
+        check(
+            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json;as=APIGroupDiscoveryList;v=v2;g=apidiscovery.k8s.io,application/json",
+            Some(Form::Aggregated),
+        );
+        check(
+            "application/json, application/json;as=Table",
+            Some(Form::Plain),
+        );
+        check(old, None);
+        check("text/html", None);
+    }
 }

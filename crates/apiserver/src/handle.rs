@@ -29,6 +29,7 @@ use crate::token::Tokens;
 use crate::verbs::list::Pages;
 use crate::{
     Body, Config, StartError, discovery, health, openapi, review, subresources, verbs, views,
+    websocket,
 };
 
 /// Bytes of a request body; upstream's limit.
@@ -62,6 +63,8 @@ pub(crate) struct Core {
 #[derive(Debug)]
 pub(crate) struct Resource {
     pub(crate) kind: &'static Kind,
+    /// The kind that its objects are stored as.
+    pub(crate) stored_kind: &'static Kind,
     /// How objects of this kind begin on the wire.
     pub(crate) head: Head,
     /// How they begin in the store: as those of the kind that they are stored as.
@@ -79,8 +82,9 @@ impl Resource {
         let api_version = kind.api_version();
         Resource {
             kind,
+            stored_kind: views::stored_kind(kind),
             head: Head::new(kind.kind(), &api_version),
-            stored_head: views::stored_head(kind),
+            stored_head: Head::new(kind.kind(), &views::stored_kind(kind).api_version()),
             renames: views::renames(kind),
             space: kind.storage_space().into(),
             api_version,
@@ -127,6 +131,11 @@ impl Resource {
         }
         self.stored_head
             .body(&views::stored(object.clone(), self.renames))
+    }
+
+    /// Whether some fields are called otherwise in the store.
+    pub(crate) fn has_own_labels(&self) -> bool {
+        !self.renames.is_empty()
     }
 
     /// Whether this is the kind `name` of `group`.
@@ -393,10 +402,12 @@ async fn answer(
             Ok(health::plain_not_found())
         };
     };
-    let accept = match Accept::parse(&parts.headers, &query) {
+    let any_form = !resource.kind.is_virtual();
+    let accept = match Accept::parse(&parts.headers, &query, any_form) {
         Some(accept) => accept,
         // Streams carry what they like; only answers of objects must be acceptable.
         None if parts.headers.contains_key(header::UPGRADE) || info.is_proxied() => Accept::PLAIN,
+        None if !any_form => return Err(Failure::no_accepted_type()),
         None => {
             return Err(Failure::not_acceptable(matches!(
                 info.verb,
@@ -549,6 +560,18 @@ async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>,
     match call.info.verb {
         "get" => verbs::get::get(call),
         "list" => verbs::list::list(call),
+        "watch" if websocket::is_wanted(&call.headers) => {
+            let response = verbs::watch::watch(call)?;
+            let framing = websocket::Framing::Lines;
+            websocket::send(
+                request,
+                &call.headers,
+                response,
+                framing,
+                call.drain.clone(),
+            )
+            .await
+        }
         "watch" => verbs::watch::watch(call),
         "create" if !call.info.name.is_empty() => Err(Failure::method_not_allowed()),
         "create" => verbs::create::create(call, read_body(request).await?).await,

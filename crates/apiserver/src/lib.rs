@@ -40,6 +40,7 @@ mod table;
 mod token;
 mod verbs;
 mod views;
+mod websocket;
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -35,7 +35,7 @@ pub(crate) fn facts<'a>(resource: &Resource, entry: &'a Entry<Meta>) -> &'a Fact
     entry.meta.facts.get_or_init(|| {
         // What is stored was written by this server and is JSON; anything else has no labels.
         let object: Value = serde_json::from_slice(&entry.bytes).unwrap_or_default();
-        Box::new(Facts::of(resource.kind, &resource.view(object)))
+        Box::new(Facts::of(resource.stored_kind, &object))
     })
 }
 

@@ -487,8 +487,9 @@ impl Accept {
         pretty: false,
     };
 
-    /// Chooses the first form in the `Accept` header that can be made, if one can.
-    pub(crate) fn parse(headers: &HeaderMap, query: &Query) -> Option<Accept> {
+    /// Chooses the first form in the `Accept` header that can be made, if one can; unless in
+    /// `any_form`, as the object itself.
+    pub(crate) fn parse(headers: &HeaderMap, query: &Query, any_form: bool) -> Option<Accept> {
         let pretty = match query.get("pretty") {
             Some(_) => query.flag("pretty"),
             None => headers
@@ -536,7 +537,7 @@ impl Accept {
             if form.is_empty() {
                 return Some(accept(Shown::Object, notation));
             }
-            if group != META_GROUP || !matches!(version, "v1" | "v1beta1") {
+            if !any_form || group != META_GROUP || !matches!(version, "v1" | "v1beta1") {
                 continue;
             }
             match form {
@@ -659,7 +660,7 @@ mod tests {
         let check = |accept: &str, expected: Option<(Shown, Notation)>| {
             let mut headers = HeaderMap::new();
             headers.insert(header::ACCEPT, accept.parse().expect("a value"));
-            let got = Accept::parse(&headers, &Query::default());
+            let got = Accept::parse(&headers, &Query::default(), true);
             assert_eq!(
                 got.map(|got| (got.shown, got.notation)),
                 expected,

@@ -177,6 +177,12 @@ impl Failure {
         Failure::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message).details(json!({}))
     }
 
+    /// 406 for what has one representation only, which is not an accepted one.
+    pub fn no_accepted_type() -> Failure {
+        let message = "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf";
+        Failure::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", message)
+    }
+
     /// 415 for a body of an object.
     pub fn unsupported_body() -> Failure {
         Failure::new(

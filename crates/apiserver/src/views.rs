@@ -5,8 +5,6 @@
 use kinds::Kind;
 use serde_json::Value;
 
-use crate::encode::Head;
-
 /// (name in the core group, name in `events.k8s.io`)
 const EVENT: &[(&str, &str)] = &[
     ("involvedObject", "regarding"),
@@ -26,13 +24,34 @@ pub(crate) fn renames(kind: &Kind) -> &'static [(&'static str, &'static str)] {
     }
 }
 
-/// How stored objects of a kind begin.
-pub(crate) fn stored_head(kind: &Kind) -> Head {
+/// The label by which field selectors of a kind know a field that the stored objects have under
+/// `stored`; `None` if they do not.
+pub(crate) fn field_label(kind: &Kind, stored: &'static str) -> Option<&'static str> {
     if renames(kind).is_empty() {
-        Head::new(kind.kind(), &kind.api_version())
-    } else {
-        Head::new(kind.kind(), "v1")
+        return Some(stored);
     }
+    Some(match stored {
+        "involvedObject.kind" => "regarding.kind",
+        "involvedObject.namespace" => "regarding.namespace",
+        "involvedObject.name" => "regarding.name",
+        "involvedObject.uid" => "regarding.uid",
+        "involvedObject.apiVersion" => "regarding.apiVersion",
+        "involvedObject.resourceVersion" => "regarding.resourceVersion",
+        "involvedObject.fieldPath" => "regarding.fieldPath",
+        "reportingComponent" => "reportingController",
+        "source" => return None,
+        same => same,
+    })
+}
+
+/// The kind that objects of a kind are stored as.
+pub(crate) fn stored_kind(kind: &'static Kind) -> &'static Kind {
+    if renames(kind).is_empty() {
+        return kind;
+    }
+    kinds::builtin()
+        .by_kind("", "v1", kind.kind())
+        .expect("a kind with another view is in the core group")
 }
 
 /// A stored object under the names of a kind.

@@ -11,6 +11,7 @@ use crate::Body;
 use crate::handle::Call;
 use crate::status::{Failure, FaultReason, fault};
 use crate::verbs::answer::with_type;
+use crate::websocket;
 
 /// The annotation by which a pod says which of its containers is meant.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
@@ -84,6 +85,7 @@ pub(crate) async fn answer(
             )
         }
     };
+    let streams_log = sub == "log" && websocket::is_wanted(&call.headers);
     let node = call.core.config.nodes.node(node_name).ok_or_else(|| {
         Failure::unavailable(format!(
             "node \"{node_name}\" of pod \"{}\" cannot be reached",
@@ -95,6 +97,17 @@ pub(crate) async fn answer(
         .map_err(|error| Failure::bad_request(format!("address the node: {error}")))?;
     *request.headers_mut() = call.headers.clone();
     request.headers_mut().remove(header::AUTHORIZATION);
+    if streams_log {
+        // The agent answers with plain bytes; the messages are made of them here.
+        let mut plain = Request::new(Body::empty());
+        *plain.uri_mut() = request.uri().clone();
+        let response = node
+            .oneshot(plain)
+            .await
+            .unwrap_or_else(|never| match never {});
+        let (framing, drain) = (websocket::Framing::Pieces, call.drain.clone());
+        return websocket::send(request, &call.headers, response, framing, drain).await;
+    }
     match node.oneshot(request).await {
         Ok(response) => Ok(response),
         Err(never) => match never {},

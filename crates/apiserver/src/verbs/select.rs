@@ -8,6 +8,7 @@ use crate::handle::{Call, Resource};
 use crate::meta::{self, Facts, Meta};
 use crate::options::ListOptions;
 use crate::status::Failure;
+use crate::views;
 
 /// Label and field selectors, checked against the kind.
 #[derive(Debug)]
@@ -34,7 +35,10 @@ impl Selection {
             })
             .transpose()?;
         if let Some(selector) = &fields {
-            let known = call.resource.kind.selectable_fields(&Value::Null);
+            let known = labelled(
+                &call.resource,
+                &call.resource.kind.selectable_fields(&Value::Null),
+            );
             let unknown = selector
                 .terms()
                 .iter()
@@ -64,10 +68,10 @@ impl Selection {
 
     /// Whether a stored object is selected.
     pub(crate) fn takes(&self, resource: &Resource, entry: &Entry<Meta>) -> bool {
-        self.is_all() || self.takes_facts(meta::facts(resource, entry))
+        self.is_all() || self.takes_facts(resource, meta::facts(resource, entry))
     }
 
-    fn takes_facts(&self, facts: &Facts) -> bool {
+    fn takes_facts(&self, resource: &Resource, facts: &Facts) -> bool {
         let labels = self.labels.as_ref().is_none_or(|selector| {
             selector.matches_with(|name| facts.labels.get(name).map(String::as_str))
         });
@@ -75,6 +79,18 @@ impl Selection {
             && self
                 .fields
                 .as_ref()
-                .is_none_or(|selector| selector.matches(&facts.fields))
+                .is_none_or(|selector| match resource.has_own_labels() {
+                    false => selector.matches(&facts.fields),
+                    true => selector.matches(&labelled(resource, &facts.fields)),
+                })
     }
+}
+
+/// Fields under the labels that the kind has for them. Facts are kept under those of the kind that
+/// objects are stored as, since two kinds may show the same object.
+fn labelled(resource: &Resource, fields: &[(&'static str, String)]) -> Vec<(&'static str, String)> {
+    fields
+        .iter()
+        .filter_map(|(name, value)| Some((views::field_label(resource.kind, name)?, value.clone())))
+        .collect()
 }

@@ -255,3 +255,68 @@ async fn events_have_two_views() {
         .expect_code(200);
     assert_eq!(chosen.names(), ["e"]);
 }
+
+#[tokio::test]
+async fn events_are_selected_by_the_labels_of_their_group() {
+    let house = House::new().await;
+    let event = json!({"metadata": {"name": "e"}, "reportingController": "me", "reportingInstance": "me-1",
+        "action": "Did", "reason": "Done", "type": "Normal", "eventTime": "2026-01-01T00:00:00.000000Z",
+        "regarding": {"kind": "Pod", "name": "a", "namespace": "default"}});
+    let newer = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let core = "/api/v1/namespaces/default/events";
+    house.post(newer, event).await.expect_code(201);
+    let check = async |path: &str, selector: &str, expected: Option<usize>| {
+        let answer = house.get(&format!("{path}?fieldSelector={selector}")).await;
+        let found = answer.body["items"].as_array().map(Vec::len);
+        assert_eq!(found, expected, "{path} {selector}: {}", answer.text);
+    };
+    // Twice, in both orders: what was read for one must not be taken for the other.
+    for _ in 0..2 {
+        check(newer, "reportingController=me", Some(1)).await;
+        check(newer, "reportingController=you", Some(0)).await;
+        check(newer, "regarding.name=a,reason!=x", Some(1)).await;
+        check(core, "reportingComponent=me", Some(1)).await;
+        check(core, "involvedObject.name=a,source=me", Some(1)).await;
+    }
+    check(newer, "source=me", None).await;
+    check(newer, "involvedObject.name=a", None).await;
+    check(core, "reportingController=me", None).await;
+}
+
+#[tokio::test]
+async fn what_has_one_form_only_must_be_accepted_in_it() {
+    let house = House::new().await;
+    let check = async |method: &str, path: &str, accept: &str, code: u16| {
+        let body = r#"{"spec": {"nonResourceAttributes": {"path": "/"}}}"#;
+        let request = http::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("accept", accept)
+            .header("content-type", "application/json")
+            .body(apiserver::Body::from(body))
+            .expect("a request");
+        let answer = house.send(request).await.expect_code(code);
+        if code == 406 {
+            answer.expect_failure(406, "NotAcceptable", "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf");
+        }
+    };
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    check("POST", reviews, table, 406).await;
+    check("POST", reviews, &format!("{table},application/json"), 201).await;
+    check("POST", reviews, "application/json", 201).await;
+    check(
+        "GET",
+        "/apis",
+        "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+        406,
+    )
+    .await;
+    check(
+        "GET",
+        "/apis",
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+        200,
+    )
+    .await;
+}

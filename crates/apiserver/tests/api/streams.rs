@@ -342,3 +342,55 @@ async fn nobody_hands_out_what_they_lack() {
     let message = refused.body["message"].as_str().unwrap_or_default();
     assert!(message.contains("is attempting to grant RBAC permissions not currently held:\n{APIGroups:[\"\"], Resources:[\"nodes\"], Verbs:[\"get\"]}"), "{message}");
 }
+
+/// Begins a conversation in messages on a connection of a listener without TLS.
+async fn messages(house: &House, path: &str, protocol: &str) -> TokioIo<hyper::upgrade::Upgraded> {
+    let request = Request::builder()
+        .uri(path)
+        .header("connection", "Upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .header("sec-websocket-protocol", protocol)
+        .body(kube::client::Body::empty())
+        .expect("a request");
+    let response = house.client.send(request).await.expect("an answer");
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    assert_eq!(
+        response.headers()["sec-websocket-accept"],
+        "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    );
+    let upgraded = hyper::upgrade::on(response).await;
+    TokioIo::new(upgraded.expect("an upgraded connection"))
+}
+
+/// A short message that the server sends: its kind and what it holds.
+async fn message(io: &mut TokioIo<hyper::upgrade::Upgraded>) -> (u8, String) {
+    let kind = io.read_u8().await.expect("a message");
+    let mut length = usize::from(io.read_u8().await.expect("a length"));
+    if length == 126 {
+        length = usize::from(io.read_u16().await.expect("a length"));
+    }
+    let mut bytes = vec![0; length];
+    io.read_exact(&mut bytes).await.expect("a whole message");
+    (kind, String::from_utf8(bytes).expect("text"))
+}
+
+#[tokio::test]
+async fn logs_and_events_are_had_as_messages() {
+    let house = house_with_pod().await;
+    let path = format!("{PODS}/a/log?tailLines=3");
+    let mut log = messages(&house, &path, "binary.k8s.io").await;
+    let text = "/containerLogs/default/a/main?tailLines=3".to_owned();
+    assert_eq!(message(&mut log).await, (0x82, text));
+    assert_eq!(message(&mut log).await, (0x88, String::new()));
+    let path = "/api/v1/namespaces?watch=1&fieldSelector=metadata.name=default";
+    let mut events = messages(&house, path, "").await;
+    let (kind, event) = message(&mut events).await;
+    assert_eq!(kind, 0x81);
+    let event: Value = serde_json::from_str(&event).expect("one event");
+    assert_eq!(
+        (&event["type"], &event["object"]["metadata"]["name"]),
+        (&json!("ADDED"), &json!("default"))
+    );
+}
