@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -459,4 +459,15 @@ pub trait Engine: Send + Sync + 'static {
 
     /// All images.
     async fn images(&self) -> Vec<ImageInfo>;
+
+    /// Mounts the files of an image on `target`, a directory of the machine; nothing can be written
+    /// there. `name` is the sandbox's own for it, `[a-z0-9-]{1,63}`. The caller unmounts it; the
+    /// image's layers stay until [`Engine::remove_sandbox`], which needs no sandbox to be there.
+    async fn mount_image(
+        &self,
+        sandbox: &SandboxId,
+        name: &str,
+        image: &str,
+        target: &Path,
+    ) -> Result<(), Error>;
 }

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod containers;
+mod mounted_images;
 mod sandboxes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +106,7 @@ impl LocalEngine {
     /// are, those without are listed as dead, half-made ones and what belongs to none are removed.
     pub async fn open(config: Config) -> Result<LocalEngine, OpenError> {
         let cgroups = Cgroups::detect()?;
+        cgroups.prepare(&format!("/{}", config.instance))?;
         let directory = config.data_dir.join("run/sandboxes");
         let failed = |step, path: &Path| {
             let path = path.to_owned();
@@ -415,6 +417,16 @@ impl Engine for LocalEngine {
             .iter()
             .map(|image| info(image))
             .collect()
+    }
+
+    async fn mount_image(
+        &self,
+        sandbox: &SandboxId,
+        name: &str,
+        image: &str,
+        target: &Path,
+    ) -> Result<(), Error> {
+        self.0.mount_image(sandbox, name, image, target).await
     }
 }
 

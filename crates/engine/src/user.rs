@@ -1,14 +1,10 @@
 //! Who a container runs as: names are looked up in the root file system it will have.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use image::Images;
 use parking_lot::Mutex;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
-    fsopen,
-};
 
 use crate::api::Error;
 use crate::error::machine;
@@ -22,8 +18,9 @@ pub(crate) struct Users(Mutex<HashMap<(oci::Digest, String), image::User>>);
 
 impl Users {
     /// Finds `spec` in an image; `root` is the fresh root of a container on it.
-    pub(crate) fn find(
+    pub(crate) async fn find(
         &self,
+        images: &Images,
         image: &oci::Digest,
         root: &image::Root,
         spec: &str,
@@ -32,7 +29,7 @@ impl Users {
         if let Some(user) = self.0.lock().get(&key) {
             return Ok(user.clone());
         }
-        let user = look_up(&root.lower, spec)?;
+        let user = look_up(images, root, spec).await?;
         let mut remembered = self.0.lock();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
@@ -42,18 +39,16 @@ impl Users {
     }
 }
 
-/// Looks into layers, uppermost first, as one file system: as an overlay that is mounted nowhere
-/// and is gone with its descriptor.
-fn look_up(layers: &[PathBuf], spec: &str) -> Result<image::User, Error> {
-    let failed = |source: std::io::Error| machine("look into the image for user", spec, source);
-    if let [only] = layers {
+/// Looks into the layers as one file system, which is mounted for as long as that takes.
+async fn look_up(images: &Images, root: &image::Root, spec: &str) -> Result<image::User, Error> {
+    if let [only] = &root.lower[..] {
         return look_in(only, spec);
     }
-    let overlay = overlay(layers).map_err(|error| failed(error.into()))?;
-    look_in(
-        Path::new(&format!("/proc/self/fd/{}", overlay.as_raw_fd())),
-        spec,
-    )
+    let failed = |error| machine("look into the image for user", spec, error);
+    let mounted = images.mount_root(&root.id).await.map_err(failed)?;
+    let found = look_in(&mounted, spec);
+    images.unmount_root(&root.id).await.map_err(failed)?;
+    found
 }
 
 /// Looks into a directory that is the root of a container.
@@ -62,17 +57,4 @@ pub(crate) fn look_in(root: &Path, spec: &str) -> Result<image::User, Error> {
         image::UserError::Read { .. } => machine("look up user", spec, error),
         error => Error::Invalid(error.to_string()),
     })
-}
-
-fn overlay(layers: &[PathBuf]) -> rustix::io::Result<std::os::fd::OwnedFd> {
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for layer in layers {
-        fsconfig_set_string(context.as_fd(), "lowerdir+", layer)?;
-    }
-    fsconfig_create(context.as_fd())?;
-    fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use runtime::{Keeper, KeeperError};
 
+use super::mounted_images::owner;
 use super::{Inner, LocalEngine};
 use crate::api::{Error, SandboxId};
 use crate::error::machine;
@@ -95,8 +96,12 @@ impl LocalEngine {
             .flat_map(|sandbox| sandbox.containers())
             .map(|container| container.id().0)
             .collect();
+        let is_known = |root: &str| match owner(root) {
+            Some(owner) => sandboxes.iter().any(|sandbox| sandbox.id.0 == owner),
+            None => known.contains(root),
+        };
         for root in inner.config.images.roots() {
-            if !known.contains(&root)
+            if !is_known(&root)
                 && let Err(error) = inner.config.images.remove_root(&root).await
             {
                 tracing::warn!(container = root, %error, "a root that belongs to no container stays");

@@ -60,8 +60,11 @@ impl Inner {
         id: &ContainerId,
         root: image::Root,
     ) -> Result<(), Error> {
+        let wanted = spec.user.as_deref().unwrap_or(&image.config.user);
+        let images = &self.config.images;
+        let user = self.users.find(images, &image.id, &root, wanted).await?;
         let record = runtime::ContainerRecord {
-            spec: self.runtime_spec(sandbox, spec, image, id, root)?,
+            spec: runtime_spec(sandbox, spec, image, id, root, user)?,
             created_at: jiff::Timestamp::now(),
             state: runtime::ContainerState::Created,
         };
@@ -73,67 +76,6 @@ impl Inner {
             .map_err(|error| of_keeper("create container", id, error))?;
         sandbox.insert(container);
         Ok(())
-    }
-
-    fn runtime_spec(
-        &self,
-        sandbox: &Sandbox,
-        spec: &ContainerSpec,
-        image: &image::Image,
-        id: &ContainerId,
-        root: image::Root,
-    ) -> Result<runtime::ContainerSpec, Error> {
-        let config = &image.config;
-        let wanted = spec.user.as_deref().unwrap_or(&config.user);
-        let user = self.users.find(&image.id, &root, wanted)?;
-        let mut groups = user.groups.clone();
-        groups.extend(&spec.groups);
-        groups.sort_unstable();
-        groups.dedup();
-        let hostname = match sandbox.spec.network {
-            NetworkMode::Host => rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
-            _ => sandbox.spec.hostname.clone(),
-        };
-        let read_only = spec.security.read_only_root;
-        let mut mounts = etc::mounts(&sandbox.directory, &spec.mounts, read_only);
-        mounts.extend(spec.mounts.iter().map(convert::mount));
-        let note = ContainerNote {
-            name: spec.name.clone(),
-            image: spec.image.clone(),
-            image_id: image.id.to_string(),
-            stop_signal: convert::stop_signal(spec, config)?,
-            labels: spec.labels.clone(),
-        };
-        Ok(runtime::ContainerSpec {
-            id: id.0.clone(),
-            argv: convert::argv(spec, config)?,
-            env: convert::env(spec, config, &hostname, &user.home),
-            working_dir: convert::working_dir(spec, config),
-            user: runtime::User {
-                uid: user.uid,
-                gid: user.gid,
-                groups,
-            },
-            root: runtime::Root::Overlay {
-                lower: root.lower,
-                upper: root.upper,
-                work: root.work,
-            },
-            mounts,
-            cgroup: format!("{}/{}", sandbox.cgroup, id.0),
-            resources: convert::resources(&spec.resources),
-            security: convert::security(&spec.security),
-            tty: spec.tty,
-            stdin: spec.stdin,
-            stdin_once: spec.stdin_once,
-            log_path: Some(spec.log_path.clone()).filter(|path| !path.as_os_str().is_empty()),
-            oom_score_adj: spec.oom_score_adj,
-            note: serde_json::to_value(note)
-                .map_err(|error| machine("write the record of", &spec.name, error))?,
-        })
     }
 
     pub(super) async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
@@ -218,6 +160,66 @@ impl Inner {
         sandbox.forget(id);
         Ok(())
     }
+}
+
+/// What the runtime is asked for: what the caller asked for, over what the image says.
+fn runtime_spec(
+    sandbox: &Sandbox,
+    spec: &ContainerSpec,
+    image: &image::Image,
+    id: &ContainerId,
+    root: image::Root,
+    user: image::User,
+) -> Result<runtime::ContainerSpec, Error> {
+    let config = &image.config;
+    let mut groups = user.groups;
+    groups.extend(&spec.groups);
+    groups.sort_unstable();
+    groups.dedup();
+    let hostname = match sandbox.spec.network {
+        NetworkMode::Host => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+        _ => sandbox.spec.hostname.clone(),
+    };
+    let read_only = spec.security.read_only_root;
+    let mut mounts = etc::mounts(&sandbox.directory, &spec.mounts, read_only);
+    mounts.extend(spec.mounts.iter().map(convert::mount));
+    let note = ContainerNote {
+        name: spec.name.clone(),
+        image: spec.image.clone(),
+        image_id: image.id.to_string(),
+        stop_signal: convert::stop_signal(spec, config)?,
+        labels: spec.labels.clone(),
+    };
+    Ok(runtime::ContainerSpec {
+        id: id.0.clone(),
+        argv: convert::argv(spec, config)?,
+        env: convert::env(spec, config, &hostname, &user.home),
+        working_dir: convert::working_dir(spec, config),
+        user: runtime::User {
+            uid: user.uid,
+            gid: user.gid,
+            groups,
+        },
+        root: runtime::Root::Overlay {
+            lower: root.lower,
+            upper: root.upper,
+            work: root.work,
+        },
+        mounts,
+        cgroup: format!("{}/{}", sandbox.cgroup, id.0),
+        resources: convert::resources(&spec.resources),
+        security: convert::security(&spec.security),
+        tty: spec.tty,
+        stdin: spec.stdin,
+        stdin_once: spec.stdin_once,
+        log_path: Some(spec.log_path.clone()).filter(|path| !path.as_os_str().is_empty()),
+        oom_score_adj: spec.oom_score_adj,
+        note: serde_json::to_value(note)
+            .map_err(|error| machine("write the record of", &spec.name, error))?,
+    })
 }
 
 /// One that the keeper does not know is as good as removed.

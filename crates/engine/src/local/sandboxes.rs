@@ -162,7 +162,7 @@ impl Inner {
 
     pub(super) async fn remove(self: &Arc<Self>, id: &SandboxId) -> Result<(), Error> {
         let Ok(sandbox) = self.sandbox(id) else {
-            return Ok(());
+            return self.release_images(id).await;
         };
         let _alone = sandbox.ending.lock().await;
         self.stop(&sandbox).await?;
@@ -170,6 +170,7 @@ impl Inner {
             self.remove_root(&container.id()).await?;
             sandbox.forget(&container.id());
         }
+        self.release_images(id).await?;
         self.clear(id, &sandbox.directory).await?;
         // On version 1 nothing else removes the directories between.
         let above = sandbox

@@ -5,11 +5,13 @@
 //! sandboxes have. A cgroup is named by one absolute path, `/wharf/pods/burstable/pod…`, and stands
 //! at that path in every hierarchy. Nobody else's cgroups are looked at, written or removed.
 //!
-//! Containers' own cgroups are made by libcontainer; this module makes those above them, reads
-//! them, and takes all of them away.
+//! All limits are written here; libcontainer only puts a container's first process into its cgroup
+//! and, on version 1, says which devices it may use.
 
 mod devices;
 mod hierarchy;
+mod version_1;
+mod version_2;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,6 +42,23 @@ pub enum CgroupError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The kernel, or whoever made this container, keeps them back.
+    #[error(
+        "cgroup v2 at {mount} offers no {controllers} controller: enable it on the kernel's command \
+         line (cgroup_enable=memory, for example), or, in a container, have it delegated"
+    )]
+    NotOffered {
+        /// Which.
+        controllers: String,
+        /// By which tree.
+        mount: PathBuf,
+    },
+    /// Processes in a container's root cgroup that cannot be moved out of the way.
+    #[error(
+        "the processes in {0} keep its controllers from being handed down, and cannot be moved: \
+         start in a cgroup below it"
+    )]
+    Occupied(PathBuf),
     /// The path is not absolute, or climbs.
     #[error("{0:?} is not a cgroup path: it must begin with / and have no empty, . or .. part")]
     Path(String),
@@ -98,13 +117,38 @@ impl Cgroups {
         self.version_2.as_ref().map(|mount| below(mount, path))
     }
 
+    /// Makes the cgroup below which everything of an instance will be, so that it can be limited.
+    ///
+    /// # Errors
+    /// On version 2, when the machine does not let its controllers through.
+    pub fn prepare(&self, path: &str) -> Result<(), CgroupError> {
+        check_path(path)?;
+        match &self.version_2 {
+            Some(mount) if self.is_version_2() => version_2::prepare(mount, path),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a container's cgroup: as [`Cgroups::create`], and with what holds for every container.
+    pub(crate) fn create_container(
+        &self,
+        path: &str,
+        resources: &Resources,
+    ) -> Result<(), CgroupError> {
+        self.create(path, resources)?;
+        match &self.version_2 {
+            Some(mount) if self.is_version_2() => version_2::limit_container(&below(mount, path)),
+            _ => Ok(()),
+        }
+    }
+
     /// Makes a cgroup with limits, or changes its limits; an absent limit leaves the kernel's.
     pub fn create(&self, path: &str, resources: &Resources) -> Result<(), CgroupError> {
         check_path(path)?;
         if self.is_version_2() {
             let mount = self.version_2.as_ref().ok_or(CgroupError::NotMounted)?;
-            make_version_2(mount, path)?;
-            for (file, value) in version_2_limits(resources) {
+            version_2::make(mount, path)?;
+            for (file, value) in version_2::limits(resources) {
                 write(&below(mount, path).join(file), &value)?;
             }
             return Ok(());
@@ -112,14 +156,14 @@ impl Cgroups {
         // Here and not by whoever comes first below: containers that begin side by side would find
         // each other's directories without CPUs.
         if let Some(hierarchy) = self.controller("cpuset") {
-            make_directories(&below(&hierarchy.mount, path))?;
+            version_1::make_directories(&below(&hierarchy.mount, path))?;
         }
-        for (controller, file, value) in version_1_limits(resources) {
+        for (controller, file, value) in version_1::limits(resources) {
             let Some(hierarchy) = self.controller(controller) else {
                 continue;
             };
             let directory = below(&hierarchy.mount, path);
-            make_directories(&directory)?;
+            version_1::make_directories(&directory)?;
             write(&directory.join(file), &value)?;
         }
         Ok(())
@@ -290,10 +334,10 @@ impl Cgroups {
         {
             return match directory.exists() {
                 true => Ok(()),
-                false => make_version_2(mount, path),
+                false => version_2::make(mount, path),
             };
         }
-        make_directories(directory)
+        version_1::make_directories(directory)
     }
 }
 
@@ -310,53 +354,6 @@ fn check_path(path: &str) -> Result<(), CgroupError> {
     } else {
         Err(CgroupError::Path(path.to_owned()))
     }
-}
-
-/// Makes a directory of version 1 with all above it. In the cpuset hierarchy a new directory has no
-/// CPUs, and nothing can join it until it has its parent's; one that exists may have been made by
-/// somebody who has not come to that yet.
-fn make_directories(directory: &Path) -> Result<(), CgroupError> {
-    if !directory.exists() {
-        if let Some(parent) = directory.parent() {
-            make_directories(parent)?;
-        }
-        make_directory(directory)?;
-    }
-    inherit_cpus(directory)
-}
-
-fn inherit_cpus(directory: &Path) -> Result<(), CgroupError> {
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        let own_file = directory.join(file);
-        // Not the cpuset hierarchy.
-        let Ok(own) = fs::read_to_string(&own_file) else {
-            return Ok(());
-        };
-        if !own.trim().is_empty() {
-            continue;
-        }
-        if let Some(parent) = directory.parent() {
-            inherit_cpus(parent)?;
-            if let Ok(inherited) = fs::read_to_string(parent.join(file)) {
-                write(&own_file, inherited.trim())?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Makes a directory of version 2 with all above it, and lets the controllers through on the way.
-fn make_version_2(mount: &Path, path: &str) -> Result<(), CgroupError> {
-    let mut directory = mount.to_owned();
-    for part in path.trim_start_matches('/').split('/') {
-        // One by one: a controller that this machine does not delegate must not keep the others out.
-        for controller in ["+cpu", "+memory", "+pids", "+io", "+cpuset"] {
-            let _ = fs::write(directory.join("cgroup.subtree_control"), controller);
-        }
-        directory.push(part);
-        make_directory(&directory)?;
-    }
-    Ok(())
 }
 
 fn make_directory(directory: &Path) -> Result<(), CgroupError> {
@@ -441,57 +438,6 @@ fn remove_directory(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn version_1_limits(resources: &Resources) -> Vec<(&'static str, &'static str, String)> {
-    let mut limits = Vec::new();
-    if let Some(shares) = resources.cpu_shares {
-        limits.push(("cpu", "cpu.shares", shares.clamp(2, 262_144).to_string()));
-    }
-    if let Some(quota) = resources.cpu_quota {
-        let period = resources.cpu_period.unwrap_or(100_000);
-        limits.push(("cpu", "cpu.cfs_period_us", period.to_string()));
-        limits.push(("cpu", "cpu.cfs_quota_us", quota.to_string()));
-    }
-    if let Some(limit) = resources.memory_limit {
-        limits.push(("memory", "memory.limit_in_bytes", limit.to_string()));
-    }
-    if let Some(limit) = resources.pids_limit {
-        limits.push(("pids", "pids.max", maximum(limit)));
-    }
-    limits
-}
-
-fn version_2_limits(resources: &Resources) -> Vec<(&'static str, String)> {
-    let mut limits = Vec::new();
-    if let Some(shares) = resources.cpu_shares {
-        // The conversion of the OCI runtime specification's implementations: 2…262144 to 1…10000.
-        let shares = shares.clamp(2, 262_144);
-        limits.push((
-            "cpu.weight",
-            (1 + (shares - 2) * 9_999 / 262_142).to_string(),
-        ));
-    }
-    if let Some(quota) = resources.cpu_quota {
-        let period = resources.cpu_period.unwrap_or(100_000);
-        limits.push(("cpu.max", format!("{} {period}", maximum(quota))));
-    }
-    if let Some(limit) = resources.memory_limit {
-        limits.push(("memory.max", maximum(limit)));
-    }
-    if let Some(limit) = resources.pids_limit {
-        limits.push(("pids.max", maximum(limit)));
-    }
-    limits
-}
-
-/// Version 2's form of a limit whose negative values mean "none".
-fn maximum(limit: i64) -> String {
-    if limit < 0 {
-        "max".to_owned()
-    } else {
-        limit.to_string()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -504,42 +450,5 @@ mod tests {
         for path in ["/wharf", "/wharf-0a1b2c/pods/burstable/pod1"] {
             assert!(check_path(path).is_ok(), "{path:?}");
         }
-    }
-
-    #[test]
-    fn limits_are_written_in_each_version_s_own_words() {
-        let resources = Resources {
-            cpu_shares: Some(1024),
-            cpu_quota: Some(50_000),
-            memory_limit: Some(64 << 20),
-            pids_limit: Some(-1),
-            ..Resources::default()
-        };
-        let check = |found: Vec<String>, expected: &[&str]| assert_eq!(found, expected);
-        check(
-            version_2_limits(&resources)
-                .into_iter()
-                .map(|(file, value)| format!("{file}={value}"))
-                .collect(),
-            &[
-                "cpu.weight=39",
-                "cpu.max=50000 100000",
-                "memory.max=67108864",
-                "pids.max=max",
-            ],
-        );
-        check(
-            version_1_limits(&resources)
-                .into_iter()
-                .map(|(controller, file, value)| format!("{controller}:{file}={value}"))
-                .collect(),
-            &[
-                "cpu:cpu.shares=1024",
-                "cpu:cpu.cfs_period_us=100000",
-                "cpu:cpu.cfs_quota_us=50000",
-                "memory:memory.limit_in_bytes=67108864",
-                "pids:pids.max=max",
-            ],
-        );
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cgroup::{DEFAULT_DEVICES, DeviceRule};
 use crate::protocol::{Refusal, RefusalKind};
 use crate::seccomp;
-use crate::spec::{ContainerSpec, Propagation, Resources, Seccomp};
+use crate::spec::{ContainerSpec, Propagation, Seccomp};
 
 /// In the order of their numbers (linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
@@ -107,18 +107,10 @@ pub(super) struct Surroundings<'a> {
     pub(super) process_namespace: Option<&'a str>,
     /// The machine's process namespace.
     pub(super) host_processes: bool,
-    /// What `/dev/shm` is.
-    pub(super) memory: Memory<'a>,
+    /// What is `/dev/shm`: the sandbox's, where it is mounted, or the machine's.
+    pub(super) memory: &'a Path,
     /// A cgroup namespace of its own, as version 2 has it.
     pub(super) cgroup_namespace: bool,
-}
-
-/// Where shared memory comes from.
-pub(super) enum Memory<'a> {
-    /// A directory: the sandbox's, mounted there, or the machine's.
-    Directory(&'a Path),
-    /// A file system of the container's own, of this size in bytes.
-    Own(u64),
 }
 
 /// The whole `config.json`.
@@ -136,7 +128,8 @@ pub(super) fn bundle(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<
     let mut linux = json!({
         "namespaces": namespaces,
         "cgroupsPath": spec.cgroup,
-        "resources": resources(&spec.resources, security.privileged),
+        // Limits are written beside libcontainer, not by it.
+        "resources": {"devices": device_rules(security.privileged)},
         "rootfsPropagation": propagation(spec),
     });
     if !security.privileged && !security.unmasked_proc {
@@ -273,31 +266,6 @@ fn own_capabilities() -> u64 {
         .unwrap_or_default()
 }
 
-fn resources(limits: &Resources, privileged: bool) -> Value {
-    let mut resources = json!({"devices": device_rules(privileged)});
-    if let Some(limit) = limits.memory_limit {
-        resources["memory"] = json!({"limit": limit});
-    }
-    if let Some(limit) = limits.pids_limit {
-        resources["pids"] = json!({"limit": limit});
-    }
-    let mut cpu = serde_json::Map::new();
-    if let Some(shares) = limits.cpu_shares {
-        cpu.insert("shares".to_owned(), json!(shares));
-    }
-    if let Some(quota) = limits.cpu_quota {
-        cpu.insert("quota".to_owned(), json!(quota));
-        cpu.insert(
-            "period".to_owned(),
-            json!(limits.cpu_period.unwrap_or(100_000)),
-        );
-    }
-    if !cpu.is_empty() {
-        resources["cpu"] = Value::Object(cpu);
-    }
-    resources
-}
-
 fn device_rules(privileged: bool) -> Vec<Value> {
     if privileged {
         return vec![json!({"allow": true, "access": "rwm"})];
@@ -361,23 +329,10 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
             &["nosuid", "noexec", "nodev", "relatime", write],
         ),
     ];
-    mounts.push(match around.memory {
-        Memory::Directory(directory) => json!({
-            "destination": "/dev/shm", "type": "bind", "source": directory,
-            "options": ["rbind", "nosuid", "noexec", "nodev", "rprivate"],
-        }),
-        Memory::Own(size) => mount(
-            "/dev/shm",
-            "tmpfs",
-            &[
-                "nosuid",
-                "noexec",
-                "nodev",
-                "mode=1777",
-                &format!("size={size}"),
-            ],
-        ),
-    });
+    mounts.push(json!({
+        "destination": "/dev/shm", "type": "bind", "source": around.memory,
+        "options": ["rbind", "nosuid", "noexec", "nodev", "rprivate"],
+    }));
     for extra in &spec.mounts {
         let propagation = match extra.propagation {
             Propagation::Private => "rprivate",
@@ -436,7 +391,7 @@ mod tests {
     use libcontainer::oci_spec::runtime::Spec;
 
     use super::*;
-    use crate::spec::{Mount, Root, Security, User};
+    use crate::spec::{Mount, Resources, Root, Security, User};
 
     fn container(security: Security) -> ContainerSpec {
         ContainerSpec {
@@ -487,11 +442,6 @@ mod tests {
     #[test]
     fn the_bundle_is_one_that_libcontainer_reads() {
         let mut spec = container(Security::default());
-        spec.resources = Resources {
-            cpu_quota: Some(20_000),
-            memory_limit: Some(1 << 20),
-            ..Resources::default()
-        };
         spec.mounts.push(Mount {
             source: "/tmp".into(),
             target: "/dev/shm".into(),
@@ -502,7 +452,7 @@ mod tests {
             root: Path::new("/root"),
             process_namespace: Some("/proc/7/ns/pid"),
             host_processes: false,
-            memory: Memory::Own(1 << 20),
+            memory: Path::new("/shm"),
             cgroup_namespace: true,
         };
         let value = bundle(&spec, &around).expect("a plain spec has a bundle");

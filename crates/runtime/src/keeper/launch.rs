@@ -30,11 +30,12 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::mount as mounts;
 
-use super::bundle::{Memory, Surroundings, bundle};
-use super::causes;
+use super::bundle::{Surroundings, bundle};
+use super::memory::SharedMemory;
 use super::process::{
     Report, Reporter, become_command, find_program, leave, reason, reset_signals,
 };
+use super::{causes, overlay};
 use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
 use crate::descriptors;
 use crate::protocol::{Refusal, RefusalKind};
@@ -48,9 +49,8 @@ pub(super) struct Launch<'a> {
     pub(super) cgroups: &'a Cgroups,
     pub(super) process_namespace: Option<&'a str>,
     pub(super) host_processes: bool,
-    /// The sandbox's shared memory, mounted nowhere; absent for the machine's.
-    pub(super) memory: Option<&'a OwnedFd>,
-    pub(super) memory_size: u64,
+    /// The sandbox's shared memory; absent for the machine's.
+    pub(super) memory: Option<&'a SharedMemory>,
     /// Standard input, output and error; absent for a terminal.
     pub(super) standard_streams: Option<[OwnedFd; 3]>,
 }
@@ -78,31 +78,37 @@ fn machine(step: &str, subject: impl std::fmt::Display, error: &io::Error) -> Re
 
 fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
     let spec = job.spec;
+    let memory = job
+        .memory
+        .map(SharedMemory::copy)
+        .transpose()
+        .map_err(|error| machine("find the shared memory for", &spec.id, &error))?;
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|error| machine("make a mount namespace for", &spec.id, &error.into()))?;
     let root = mount_root(spec, job.directory)?;
     make_working_directory(spec, &root);
     adjust_oom_score(spec.oom_score_adj);
     let memory_place = job.directory.join("shm");
-    let memory = match job.memory {
-        None => Memory::Directory(Path::new("/dev/shm")),
-        Some(memory) => match place_memory(memory, &memory_place) {
-            Ok(()) => Memory::Directory(&memory_place),
-            // Before Linux 6.15 what is mounted nowhere cannot be mounted twice.
-            Err(_) => Memory::Own(job.memory_size),
-        },
-    };
+    if let Some(memory) = &memory {
+        place_memory(memory, &memory_place)
+            .map_err(|error| machine("place the shared memory for", &spec.id, &error))?;
+    }
     let around = Surroundings {
         root: &root,
         process_namespace: job.process_namespace,
         host_processes: job.host_processes,
-        memory,
+        memory: match memory {
+            Some(_) => &memory_place,
+            None => Path::new("/dev/shm"),
+        },
         cgroup_namespace: job.cgroups.is_version_2(),
     };
     let config = bundle(spec, &around)?;
     let config_path = job.directory.join("config.json");
     fs::write(&config_path, config.to_string())
         .map_err(|error| machine("write", config_path.display(), &error))?;
+
+    limit(&job)?;
 
     let state = job.directory.join("state");
     // Left over from a launcher that was killed.
@@ -142,13 +148,6 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
     let pid = container
         .pid()
         .ok_or_else(|| Refusal::new(RefusalKind::Machine, "create container: no process"))?;
-    if job.cgroups.is_version_2()
-        && !spec.security.privileged
-        && let Some(cgroup) = job.cgroups.version_2_directory(&spec.cgroup)
-    {
-        restrict_devices(&cgroup, DEFAULT_DEVICES)
-            .map_err(|error| machine("restrict the devices of", cgroup.display(), &error))?;
-    }
     if let Some(listener) = console {
         let terminal = receive_terminal(&listener)
             .map_err(|error| machine("receive the terminal of", &spec.id, &error))?;
@@ -160,6 +159,22 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
         .map_err(|error| Refusal::new(RefusalKind::Machine, format!("start container: {error}")))
 }
 
+/// Makes the container's cgroup with everything that holds in it, before anybody is in it.
+fn limit(job: &Launch<'_>) -> Result<(), Refusal> {
+    let spec = job.spec;
+    job.cgroups
+        .create_container(&spec.cgroup, &spec.resources)
+        .map_err(|error| Refusal::new(RefusalKind::Machine, error.to_string()))?;
+    if job.cgroups.is_version_2()
+        && !spec.security.privileged
+        && let Some(cgroup) = job.cgroups.version_2_directory(&spec.cgroup)
+    {
+        restrict_devices(&cgroup, DEFAULT_DEVICES)
+            .map_err(|error| machine("restrict the devices of", cgroup.display(), &error))?;
+    }
+    Ok(())
+}
+
 /// Puts the root file system in its place in this mount namespace and returns where that is.
 fn mount_root(spec: &ContainerSpec, directory: &Path) -> Result<PathBuf, Refusal> {
     let (lower, upper, work) = match &spec.root {
@@ -169,91 +184,17 @@ fn mount_root(spec: &ContainerSpec, directory: &Path) -> Result<PathBuf, Refusal
     let target = directory.join("root");
     fs::create_dir_all(&target).map_err(|error| machine("make", target.display(), &error))?;
     keep_mounts_private(&target);
-    // The mark of an earlier use of a volatile overlay (Documentation/filesystems/overlayfs.rst).
-    let _ = fs::remove_dir_all(work.join("work/incompat"));
-    let failed = |error: rustix::io::Errno| machine("mount the root of", &spec.id, &error.into());
-    match mount_overlay(lower, upper, work, &target) {
-        // Before Linux 6.5 layers could not be given one by one.
-        Err(rustix::io::Errno::INVAL) => mount_overlay_by_options(lower, upper, work, &target)
-            .map_err(|error| machine("mount the root of", &spec.id, &error))?,
-        result => result.map_err(failed)?,
-    }
+    overlay::mount(lower, upper, work, &target)
+        .map_err(|error| machine("mount the root of", &spec.id, &error))?;
     Ok(target)
-}
-
-fn mount_overlay(
-    lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    target: &Path,
-) -> rustix::io::Result<()> {
-    let context = mounts::fsopen("overlay", mounts::FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for layer in lower {
-        mounts::fsconfig_set_string(context.as_fd(), "lowerdir+", layer)?;
-    }
-    mounts::fsconfig_set_string(context.as_fd(), "upperdir", upper)?;
-    mounts::fsconfig_set_string(context.as_fd(), "workdir", work)?;
-    // A container's root does not outlive a crash of the machine; without this every unmount
-    // would sync the whole file system below.
-    mounts::fsconfig_set_flag(context.as_fd(), "volatile")?;
-    mounts::fsconfig_create(context.as_fd())?;
-    let overlay = mounts::fsmount(
-        context.as_fd(),
-        mounts::FsMountFlags::FSMOUNT_CLOEXEC,
-        mounts::MountAttrFlags::empty(),
-    )?;
-    mounts::move_mount(
-        overlay.as_fd(),
-        "",
-        rustix::fs::CWD,
-        target,
-        mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-}
-
-fn mount_overlay_by_options(
-    lower: &[PathBuf],
-    upper: &Path,
-    work: &Path,
-    target: &Path,
-) -> io::Result<()> {
-    let escape = |path: &Path| {
-        path.display()
-            .to_string()
-            .replace('\\', "\\\\")
-            .replace(':', "\\:")
-            .replace(',', "\\,")
-    };
-    let layers: Vec<String> = lower.iter().map(|layer| escape(layer)).collect();
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={},volatile",
-        layers.join(":"),
-        escape(upper),
-        escape(work)
-    );
-    mount(
-        Some("overlay"),
-        target,
-        Some("overlay"),
-        MsFlags::empty(),
-        Some(options.as_str()),
-    )
-    .map_err(io::Error::from)
 }
 
 /// Shows the sandbox's shared memory at `target`, in this mount namespace.
 fn place_memory(memory: &OwnedFd, target: &Path) -> io::Result<()> {
     fs::create_dir_all(target)?;
     keep_mounts_private(target);
-    let copy = mounts::open_tree(
-        memory,
-        "",
-        mounts::OpenTreeFlags::OPEN_TREE_CLONE
-            | mounts::OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | mounts::OpenTreeFlags::AT_EMPTY_PATH,
-    )?;
     Ok(mounts::move_mount(
-        copy.as_fd(),
+        memory.as_fd(),
         "",
         rustix::fs::CWD,
         target,

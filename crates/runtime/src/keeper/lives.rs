@@ -67,7 +67,6 @@ impl Keeper {
                     process_namespace: namespace.as_deref(),
                     host_processes: self.sandbox.spec.host_processes,
                     memory: self.memory.as_ref(),
-                    memory_size: self.sandbox.spec.shm_size,
                     standard_streams: near.0,
                 };
                 launch(job, reporter)

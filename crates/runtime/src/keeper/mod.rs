@@ -22,7 +22,9 @@ mod executions;
 mod launch;
 mod lives;
 mod log;
+mod memory;
 mod namespaces;
+mod overlay;
 mod process;
 
 use std::collections::BTreeMap;
@@ -44,6 +46,7 @@ use self::connection::Connection;
 use self::container::Container;
 use self::dial::{Dial, Progress};
 use self::executions::Execution;
+use self::memory::SharedMemory;
 use self::namespaces::Processes;
 use self::process::{Side, fork};
 use crate::cgroup::{CgroupError, Cgroups};
@@ -150,7 +153,9 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
     };
 
     let memory = match sandbox.spec.own_ipc {
-        true => Some(namespaces::memory(sandbox.spec.shm_size)?),
+        true => Some(
+            SharedMemory::new(sandbox.spec.shm_size).map_err(failed("make the shared memory"))?,
+        ),
         false => None,
     };
     // Late, as it outlives a keeper that fails before its loop.
@@ -221,8 +226,7 @@ struct Keeper {
     sandbox: SandboxRecord,
     cgroups: Cgroups,
     processes: Option<Processes>,
-    /// The `/dev/shm` that containers share, mounted in them only.
-    memory: Option<OwnedFd>,
+    memory: Option<SharedMemory>,
     listener: OwnedFd,
     signals: SignalFd,
     watch: OwnedFd,

@@ -2,10 +2,8 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::mount as mounts;
 
 use super::process::{
     Heard, Report, Reporter, Reports, Side, fork, leave, report_channel, reset_signals,
@@ -31,8 +29,6 @@ pub(super) enum NamespaceError {
     SysctlNotNamespaced(String),
     #[error("bring loopback up: {0}")]
     Loopback(io::Error),
-    #[error("make the shared memory: {0}")]
-    Memory(io::Error),
     #[error("make the shared process namespace: {0}")]
     Processes(io::Error),
 }
@@ -134,25 +130,6 @@ fn loopback_up() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A file system for shared memory, mounted nowhere: it is gone with the last who has it.
-pub(super) fn memory(size: u64) -> Result<OwnedFd, NamespaceError> {
-    let make = || -> rustix::io::Result<OwnedFd> {
-        let context = mounts::fsopen("tmpfs", mounts::FsOpenFlags::FSOPEN_CLOEXEC)?;
-        mounts::fsconfig_set_string(context.as_fd(), "source", "shm")?;
-        mounts::fsconfig_set_string(context.as_fd(), "mode", "1777")?;
-        mounts::fsconfig_set_string(context.as_fd(), "size", size.to_string())?;
-        mounts::fsconfig_create(context.as_fd())?;
-        mounts::fsmount(
-            context.as_fd(),
-            mounts::FsMountFlags::FSMOUNT_CLOEXEC,
-            mounts::MountAttrFlags::MOUNT_ATTR_NOSUID
-                | mounts::MountAttrFlags::MOUNT_ATTR_NODEV
-                | mounts::MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        )
-    };
-    make().map_err(|error| NamespaceError::Memory(error.into()))
 }
 
 /// The first process of a process namespace that containers share. It ends, and all others of the

@@ -1,0 +1,177 @@
+//! The `/dev/shm` that the containers of a sandbox share.
+//!
+//! It is a tmpfs that shows nowhere on the machine and is gone with the last who has it. A keeper
+//! holds it for containers to come; how depends on the kernel:
+//!
+//! ```text
+//! Linux 6.15 on   a mount that is attached nowhere can be copied: the keeper has its descriptor
+//! before          only a mount in one's own mount namespace can be: the keeper has a descriptor of
+//!                 a mount namespace with it, which a launcher enters to make its copy
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount as mounts;
+
+/// Where it is mounted in a namespace of its own: some directory that is there on every machine.
+const PLACE: &str = "/dev";
+
+/// What a keeper holds.
+#[derive(Debug)]
+pub(super) enum SharedMemory {
+    /// A mount that is attached nowhere.
+    Detached(OwnedFd),
+    /// A mount namespace in which it lies on [`PLACE`].
+    Namespace(OwnedFd),
+}
+
+impl SharedMemory {
+    /// Makes one of `size` bytes, in whichever way this kernel can hand it on.
+    pub(super) fn new(size: u64) -> io::Result<SharedMemory> {
+        let detached = SharedMemory::detached(size)?;
+        match detached.copy() {
+            Ok(_) => Ok(detached),
+            Err(_) => SharedMemory::in_namespace(size),
+        }
+    }
+
+    fn detached(size: u64) -> io::Result<SharedMemory> {
+        Ok(SharedMemory::Detached(file_system(size)?))
+    }
+
+    fn in_namespace(size: u64) -> io::Result<SharedMemory> {
+        elsewhere(|| {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            lay_down(size)?;
+            own_namespace().map(SharedMemory::Namespace)
+        })
+    }
+
+    /// A copy to be attached wherever the caller likes. The calling process has one thread.
+    pub(super) fn copy(&self) -> io::Result<OwnedFd> {
+        match self {
+            SharedMemory::Detached(memory) => copy(memory, ""),
+            SharedMemory::Namespace(namespace) => elsewhere(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNS)?;
+                copy(rustix::fs::CWD, PLACE)
+            }),
+        }
+    }
+}
+
+/// Does something that goes to another mount namespace, and comes back to this one and to the
+/// working directory, which is lost on the way.
+fn elsewhere<T>(visit: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let home = own_namespace()?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(".", flags, Mode::empty())?;
+    let result = visit();
+    setns(&home, CloneFlags::CLONE_NEWNS)?;
+    rustix::process::fchdir(&directory)?;
+    result
+}
+
+fn own_namespace() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?)
+}
+
+/// In a mount namespace of its own: mounts the file system, to be seen there only.
+fn lay_down(size: u64) -> io::Result<()> {
+    const NONE: Option<&str> = None;
+    mount(NONE, "/", NONE, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NONE)?;
+    Ok(mounts::move_mount(
+        file_system(size)?.as_fd(),
+        "",
+        rustix::fs::CWD,
+        PLACE,
+        mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?)
+}
+
+fn copy(from: impl AsFd, path: &str) -> io::Result<OwnedFd> {
+    Ok(mounts::open_tree(
+        from,
+        path,
+        mounts::OpenTreeFlags::OPEN_TREE_CLONE
+            | mounts::OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | mounts::OpenTreeFlags::AT_EMPTY_PATH,
+    )?)
+}
+
+fn file_system(size: u64) -> io::Result<OwnedFd> {
+    let context = mounts::fsopen("tmpfs", mounts::FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mounts::fsconfig_set_string(context.as_fd(), "source", "shm")?;
+    mounts::fsconfig_set_string(context.as_fd(), "mode", "1777")?;
+    mounts::fsconfig_set_string(context.as_fd(), "size", size.to_string())?;
+    mounts::fsconfig_create(context.as_fd())?;
+    Ok(mounts::fsmount(
+        context.as_fd(),
+        mounts::FsMountFlags::FSMOUNT_CLOEXEC,
+        mounts::MountAttrFlags::MOUNT_ATTR_NOSUID
+            | mounts::MountAttrFlags::MOUNT_ATTR_NODEV
+            | mounts::MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mounts and namespaces belong to threads' shared state: a child of its own does it.
+    fn in_child(test: fn() -> io::Result<bool>) {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let passed = std::thread::spawn(move || {
+            // A thread with its own working directory and root may change its mount namespace.
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
+            mount(
+                None::<&str>,
+                "/",
+                None::<&str>,
+                MsFlags::MS_PRIVATE | MsFlags::MS_REC,
+                None::<&str>,
+            )?;
+            test()
+        });
+        let passed = passed.join().expect("it does not panic").expect("root may");
+        assert!(passed);
+    }
+
+    /// What is written through one copy is read through another.
+    fn shares(memory: &SharedMemory) -> io::Result<bool> {
+        let place = tempfile::tempdir()?;
+        let before = std::env::current_dir()?;
+        for content in ["", "from the first"] {
+            mounts::move_mount(
+                memory.copy()?.as_fd(),
+                "",
+                rustix::fs::CWD,
+                place.path(),
+                mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            )?;
+            let file = place.path().join("file");
+            if std::fs::read_to_string(&file).unwrap_or_default() != content {
+                return Ok(false);
+            }
+            std::fs::write(&file, "from the first")?;
+            mounts::unmount(place.path(), mounts::UnmountFlags::empty())?;
+        }
+        Ok(std::env::current_dir()? == before)
+    }
+
+    #[test]
+    fn copies_share_what_is_in_them() {
+        in_child(|| shares(&SharedMemory::new(1 << 20)?));
+    }
+
+    #[test]
+    fn copies_share_it_on_older_kernels_too() {
+        in_child(|| shares(&SharedMemory::in_namespace(1 << 20)?));
+    }
+}
