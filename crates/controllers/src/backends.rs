@@ -1,17 +1,18 @@
 //! The pods behind a Service: which they are, by which address, on which ports.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use informer::{Change, Informer, Key};
+use informer::{Change, Informer, Key, Queue};
 use k8s_openapi::api::core::v1::{
     Container, ObjectReference, Pod, PodSpec, Service, ServicePort, ServiceSpec,
 };
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::{claim, pods};
+use crate::{claim, follow, pods};
 
 /// Marks what belongs to a Service without an address of its own.
-pub(crate) const HEADLESS: &str = "service.kubernetes.io/headless";
+const HEADLESS: &str = "service.kubernetes.io/headless";
 
 /// The trigger time of a change, for whoever measures how long it takes to reach the network.
 pub(crate) const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
@@ -26,9 +27,7 @@ pub(crate) struct Port {
 }
 
 /// The selector of a Service whose endpoints are looked after here.
-pub(crate) fn selector_of(
-    service: &Service,
-) -> Option<&std::collections::BTreeMap<String, String>> {
+fn selector_of(service: &Service) -> Option<&BTreeMap<String, String>> {
     let spec = service.spec.as_ref()?;
     if spec.type_.as_deref() == Some("ExternalName") {
         return None;
@@ -38,7 +37,7 @@ pub(crate) fn selector_of(
         .filter(|selector| !selector.is_empty())
 }
 
-pub(crate) fn is_headless(service: &Service) -> bool {
+fn is_headless(service: &Service) -> bool {
     let spec = service.spec.as_ref();
     spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None")
 }
@@ -77,8 +76,44 @@ pub(crate) fn addresses(pod: &Pod) -> Vec<&str> {
     }
 }
 
+/// Has a Service looked at when it changes, or a pod behind it does, until the drain.
+pub(crate) async fn follow_services(
+    services: &Informer<Service>,
+    pods: &Informer<Pod>,
+    queue: &Queue<Key>,
+) {
+    // Which Services a pod is behind can be told only when they are known.
+    services.synced().await;
+    tokio::join!(
+        follow(services.clone(), |change| queue
+            .add(Key::of(&**change.object()))),
+        follow(pods.clone(), |change| {
+            for key in services_of(change, services) {
+                queue.add(key);
+            }
+        }),
+    );
+}
+
+/// The Service, if it is there to stay and its endpoints are looked after here.
+pub(crate) fn looked_after(services: &Informer<Service>, key: &Key) -> Option<Arc<Service>> {
+    let service = services.get(Some(&key.namespace), &key.name)?;
+    let stays = service.metadata.deletion_timestamp.is_none();
+    (stays && selector_of(&service).is_some()).then_some(service)
+}
+
+/// The labels of what is made for a Service: its own, and a mark if it has no address.
+pub(crate) fn labels_of(service: &Service) -> BTreeMap<String, String> {
+    let mut labels = claim::labels(&service.metadata).clone();
+    labels.remove(HEADLESS);
+    if is_headless(service) {
+        labels.insert(HEADLESS.to_owned(), String::new());
+    }
+    labels
+}
+
 /// The Services that a change of a pod matters to; none, if nothing has changed that an endpoint shows.
-pub(crate) fn services_of(change: &Change<Pod>, services: &Informer<Service>) -> Vec<Key> {
+fn services_of(change: &Change<Pod>, services: &Informer<Service>) -> Vec<Key> {
     let (new, old) = match change {
         Change::Applied { new, old } => (new, old.as_ref()),
         Change::Deleted(last) => (last, None),

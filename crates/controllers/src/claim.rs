@@ -12,13 +12,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use informer::{Index, Informer, Object};
+use informer::{Change, Index, Informer, Key, Object, Queue};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::{Selector, SelectorExt};
 use serde_json::json;
 
-use crate::FIELD_MANAGER;
+use crate::{FIELD_MANAGER, follow};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -70,6 +70,63 @@ pub(crate) fn by_controller<K: Object>(informer: &Informer<K>) -> Index<K> {
             None => orphans_of(meta.namespace.as_deref().unwrap_or_default()),
         }]
     })
+}
+
+/// Has an owner looked at when it changes, or an object does that is or may become its own, until the
+/// drain.
+pub(crate) async fn follow_owned<Owner, K>(
+    owners: &Informer<Owner>,
+    objects: &Informer<K>,
+    selector_of: fn(&Owner) -> Option<&LabelSelector>,
+    queue: &Queue<Key>,
+) where
+    Owner: Object + kube::Resource<DynamicType = ()>,
+    K: Object,
+{
+    // Who may adopt an object can be told only when they are known.
+    owners.synced().await;
+    tokio::join!(
+        follow(owners.clone(), |change| queue
+            .add(Key::of(&**change.object()))),
+        follow(objects.clone(), |change| {
+            let (new, old) = match change {
+                Change::Applied { new, old } => (new, old.as_ref()),
+                Change::Deleted(last) => (last, None),
+            };
+            for object in [Some(new), old].into_iter().flatten() {
+                for key in owners_of(object.meta(), owners, selector_of) {
+                    queue.add(key);
+                }
+            }
+        }),
+    );
+}
+
+/// The owners that a change of an object may matter to.
+fn owners_of<Owner>(
+    meta: &ObjectMeta,
+    owners: &Informer<Owner>,
+    selector_of: fn(&Owner) -> Option<&LabelSelector>,
+) -> Vec<Key>
+where
+    Owner: Object + kube::Resource<DynamicType = ()>,
+{
+    let namespace = meta.namespace.as_deref().unwrap_or_default();
+    match controller_of(meta) {
+        Some(controller) if controller.kind == Owner::kind(&()) => {
+            vec![Key::new(namespace, &controller.name)]
+        }
+        Some(_) => Vec::new(),
+        None => {
+            let picks = |owner: &Owner| {
+                let parsed = selector_of(owner).and_then(|one| selector(one).ok().flatten());
+                parsed.is_some_and(|selector| selector.matches(labels(meta)))
+            };
+            let owners = owners.list_in(namespace);
+            let picking = owners.iter().filter(|owner| picks(owner));
+            picking.map(|owner| Key::of(&**owner)).collect()
+        }
+    }
 }
 
 /// The value by which the index of [`by_controller`] has the objects that nobody controls.

@@ -1,7 +1,15 @@
 //! Which kinds of objects the server has, as it says itself.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::APIResourceList;
 use kube::core::ApiResource;
+use tracing::debug;
+
+use crate::Context;
+
+/// When to ask again what kinds there are, after the server could not say.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A kind as discovery names it.
 #[derive(Clone, Debug)]
@@ -14,6 +22,32 @@ pub(crate) struct Resource {
 impl Resource {
     pub(crate) fn can(&self, verb: &str) -> bool {
         self.verbs.iter().any(|known| known == verb)
+    }
+
+    /// Whether its objects can be followed and deleted. Not so events, which belong to nobody and come
+    /// in masses.
+    pub(crate) fn is_collectable(&self) -> bool {
+        let verbs = ["delete", "list", "watch"];
+        verbs.into_iter().all(|verb| self.can(verb)) && self.api.plural != "events"
+    }
+
+    /// `plural.group`, as upstream names it where it tells of kinds; the core group is empty.
+    pub(crate) fn name(&self) -> String {
+        format!("{}.{}", self.api.plural, self.api.group)
+    }
+}
+
+/// All kinds, as soon as the server can be asked; `None` if the drain comes first.
+pub(crate) async fn when_known(context: &Context) -> Option<Vec<Resource>> {
+    loop {
+        match resources(&context.client).await {
+            Ok(resources) => return Some(resources),
+            Err(error) => debug!(%error, "could not ask which kinds there are"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = context.drain.signaled() => return None,
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
 
 use crate::backends::{self, Port};
-use crate::endpointslice::write_trigger_time;
+use crate::slices::write_trigger_time;
 use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods, rest};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
@@ -37,29 +37,24 @@ pub(crate) async fn run(context: Context) {
         pods: context.informers.pods(),
         endpoints: context.informers.of(),
     };
-    controller.services.synced().await;
-    controller.pods.synced().await;
     controller.endpoints.synced().await;
     let queue = Queue::new();
     tokio::join!(
-        follow(controller.services.clone(), |change| queue
-            .add(Key::of(&**change.object()))),
-        follow(controller.pods.clone(), |change| {
-            for key in backends::services_of(change, &controller.services) {
-                queue.add(key);
-            }
-        }),
+        backends::follow_services(&controller.services, &controller.pods, &queue),
         follow(controller.endpoints.clone(), |change| queue
             .add(Key::of(&**change.object()))),
-        queue.clone().run(
-            "endpoints",
-            16,
-            |key| {
+        async {
+            controller.services.synced().await;
+            controller.pods.synced().await;
+            let reconcile = |key| {
                 let controller = controller.clone();
                 async move { controller.reconcile(&key).await }
-            },
-            context.drain.clone(),
-        ),
+            };
+            let queue = queue.clone();
+            queue
+                .run("endpoints", 16, reconcile, context.drain.clone())
+                .await;
+        },
     );
 }
 
@@ -67,18 +62,16 @@ impl Controller {
     async fn reconcile(&self, key: &Key) -> Result<Action, kube::Error> {
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
         let known = self.endpoints.get(Some(&key.namespace), &key.name);
-        let Some(service) = self.services.get(Some(&key.namespace), &key.name) else {
+        if self.services.get(Some(&key.namespace), &key.name).is_none() {
             // Endpoints have no owner reference; those that were made here go with their Service.
             return match known {
                 Some(known) if is_ours(&known) => delete(&api, &key.name).await,
                 _ => Ok(Action::Done),
             };
-        };
-        if backends::selector_of(&service).is_none()
-            || service.metadata.deletion_timestamp.is_some()
-        {
-            return Ok(Action::Done);
         }
+        let Some(service) = backends::looked_after(&self.services, key) else {
+            return Ok(Action::Done);
+        };
         let pods = backends::pods_of(&service, &self.pods);
         let Some(desired) = revise(&service, &pods, known.as_deref()) else {
             return Ok(Action::Done);
@@ -132,11 +125,7 @@ async fn delete(api: &Api<Endpoints>, name: &str) -> Result<Action, kube::Error>
 /// The Endpoints that a Service should have; `None` if it has them.
 fn revise(service: &Service, pods: &[Arc<Pod>], known: Option<&Endpoints>) -> Option<Endpoints> {
     let (subsets, truncated) = subsets_of(service, pods);
-    let mut labels = claim::labels(&service.metadata).clone();
-    labels.remove(backends::HEADLESS);
-    if backends::is_headless(service) {
-        labels.insert(backends::HEADLESS.to_owned(), String::new());
-    }
+    let mut labels = backends::labels_of(service);
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
     let subsets = (!subsets.is_empty()).then_some(subsets);
     let is_truncated = |endpoints: &Endpoints| {

@@ -5,123 +5,73 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
-use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
+use informer::{Action, EventType, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use kube::api::ObjectMeta;
 
 use crate::backends::{self, Port};
-use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods, rest};
+use crate::slices::{
+    self, Changes, MANAGED_BY, SERVICE_NAME, Slices, endpoints_of, same_ports, write_trigger_time,
+};
+use crate::{Context, claim, follow, pods, rest};
 
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
-const MANAGER: &str = "endpointslice-controller.k8s.io";
+const KEEPER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
-/// How long a deleted slice is waited for.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
 /// Endpoints in one slice.
 const SLICE_MAX: usize = 100;
 
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("could not create a slice: {}", message_of(.0))]
-    Create(kube::Error),
-    #[error("could not update slice {slice}: {}", message_of(.source))]
-    Update { slice: String, source: kube::Error },
-    #[error("could not delete slice {slice}: {}", message_of(.source))]
-    Delete { slice: String, source: kube::Error },
-}
-
 #[derive(Clone)]
 struct Controller {
-    client: kube::Client,
     recorder: Recorder,
     services: Informer<Service>,
     pods: Informer<Pod>,
     nodes: Informer<Node>,
-    slices: Informer<EndpointSlice>,
-    slices_by_service: Index<EndpointSlice>,
+    slices: Slices,
 }
 
 pub(crate) async fn run(context: Context) {
     let controller = Controller {
-        client: context.client.clone(),
         recorder: context.recorder(),
         services: context.informers.of(),
         pods: context.informers.pods(),
         nodes: context.informers.of(),
-        slices: context.informers.of(),
-        slices_by_service: context
-            .informers
-            .of::<EndpointSlice>()
-            .index_by("service", |slice| {
-                let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-                let service = claim::labels(&slice.metadata).get(SERVICE_NAME);
-                service
-                    .map(|service| format!("{namespace}/{service}"))
-                    .into_iter()
-                    .collect()
-            }),
+        slices: Slices::new(&context, KEEPER),
     };
-    controller.services.synced().await;
-    controller.pods.synced().await;
     controller.nodes.synced().await;
-    controller.slices.synced().await;
+    controller.slices.cache.synced().await;
     let queue = Queue::new();
     tokio::join!(
-        follow(controller.services.clone(), |change| queue
-            .add(Key::of(&**change.object()))),
-        follow(controller.pods.clone(), |change| {
-            for key in backends::services_of(change, &controller.services) {
+        backends::follow_services(&controller.services, &controller.pods, &queue),
+        follow(controller.slices.cache.clone(), |change| {
+            if let Some(key) = controller.slices.service_of(change.object()) {
                 queue.add(key);
             }
         }),
-        follow(controller.slices.clone(), |change| {
-            let meta = &change.object().metadata;
-            let labels = claim::labels(meta);
-            let ours = labels
-                .get(MANAGED_BY)
-                .is_some_and(|manager| manager == MANAGER);
-            if ours
-                && let (Some(namespace), Some(name)) = (&meta.namespace, labels.get(SERVICE_NAME))
-            {
-                queue.add(Key::new(namespace, name));
-            }
-        }),
-        queue.clone().run(
-            "endpoint slices",
-            16,
-            |key| {
+        async {
+            controller.services.synced().await;
+            controller.pods.synced().await;
+            let reconcile = |key| {
                 let controller = controller.clone();
                 async move { controller.reconcile(&key).await }
-            },
-            context.drain.clone(),
-        ),
+            };
+            let queue = queue.clone();
+            queue
+                .run("endpoint slices", 16, reconcile, context.drain.clone())
+                .await;
+        },
     );
 }
 
 impl Controller {
-    async fn reconcile(&self, key: &Key) -> Result<Action, Error> {
+    async fn reconcile(&self, key: &Key) -> Result<Action, slices::Error> {
         // The slices of a Service that is gone go with it, by their owner reference.
-        let Some(service) = self.services.get(Some(&key.namespace), &key.name) else {
+        let Some(service) = backends::looked_after(&self.services, key) else {
             return Ok(Action::Done);
         };
-        if backends::selector_of(&service).is_none()
-            || service.metadata.deletion_timestamp.is_some()
-        {
-            return Ok(Action::Done);
-        }
         let pods = backends::pods_of(&service, &self.pods);
-        let mut known = self.slices_by_service.get(&key.to_string());
-        known.retain(|slice| {
-            let manager = claim::labels(&slice.metadata).get(MANAGED_BY);
-            manager.is_some_and(|manager| manager == MANAGER)
-                && slice.metadata.deletion_timestamp.is_none()
-        });
-        known.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
+        let known = self.slices.of(key);
         let zone = |node: &str| {
             let node = self.nodes.get(None, node)?;
             claim::labels(&node.metadata).get(ZONE).cloned()
@@ -131,80 +81,15 @@ impl Controller {
         if changes.is_empty() {
             return Ok(Action::Done);
         }
-        let result = self.write(&key.namespace, changes).await;
+        let result = self.slices.write(&key.namespace, changes).await;
         if let Err(error) = &result {
-            let service_name = format!("{}/{}", key.namespace, key.name);
-            let message =
-                format!("Error updating Endpoint Slices for Service {service_name}: {error}");
-            self.recorder.event(
-                &*service,
-                EventType::Warning,
-                "FailedToUpdateEndpointSlices",
-                message,
-            );
+            let message = format!("Error updating Endpoint Slices for Service {key}: {error}");
+            let reason = "FailedToUpdateEndpointSlices";
+            self.recorder
+                .event(&*service, EventType::Warning, reason, message);
         }
         rest(pods.len()).await;
         result.map(|()| Action::Done)
-    }
-
-    async fn write(&self, namespace: &str, changes: Changes) -> Result<(), Error> {
-        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        for slice in &changes.create {
-            let created = slices.create(&params, slice).await;
-            match created {
-                Ok(created) => self.slices.caught_up_with(&created).await,
-                // The namespace is going: nothing can be made in it.
-                Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => return Ok(()),
-                Err(error) => return Err(Error::Create(error)),
-            }
-        }
-        for slice in &changes.update {
-            let name = slice.metadata.name.as_deref().unwrap_or_default();
-            match slices.replace(name, &params, slice).await {
-                Ok(written) => self.slices.caught_up_with(&written).await,
-                Err(source) => {
-                    let slice = name.to_owned();
-                    return Err(Error::Update { slice, source });
-                }
-            }
-        }
-        for slice in &changes.delete {
-            let name = slice.metadata.name.as_deref().unwrap_or_default();
-            match slices.delete(name, &DeleteParams::default()).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(source) => {
-                    let slice = name.to_owned();
-                    return Err(Error::Delete { slice, source });
-                }
-            }
-            let gone = |slices: &Informer<EndpointSlice>| {
-                let known = slices.get(Some(namespace), name);
-                let same = known.is_some_and(|known| known.metadata.uid == slice.metadata.uid);
-                (!same).then_some(())
-            };
-            // A slice that somebody else's finalizer keeps is passed over from now on.
-            let _ = tokio::time::timeout(GONE_WITHIN, self.slices.until(gone)).await;
-        }
-        Ok(())
-    }
-}
-
-/// What differs between the slices that there are and those that there should be.
-#[derive(Debug, Default)]
-struct Changes {
-    create: Vec<EndpointSlice>,
-    update: Vec<EndpointSlice>,
-    delete: Vec<Arc<EndpointSlice>>,
-}
-
-impl Changes {
-    fn is_empty(&self) -> bool {
-        self.create.is_empty() && self.update.is_empty() && self.delete.is_empty()
     }
 }
 
@@ -346,10 +231,6 @@ fn endpoint_of(
     }
 }
 
-fn endpoints_of(slice: &EndpointSlice) -> &[Endpoint] {
-    slice.endpoints.as_deref().unwrap_or_default()
-}
-
 fn target_uid(endpoint: &Endpoint) -> Option<&str> {
     endpoint.target_ref.as_ref()?.uid.as_deref()
 }
@@ -364,21 +245,12 @@ fn wire_ports(ports: &[Port]) -> Vec<EndpointPort> {
     wire.collect()
 }
 
-fn same_ports(slice: &EndpointSlice, ports: &[EndpointPort]) -> bool {
-    let known = slice.ports.as_deref().unwrap_or_default();
-    known.len() == ports.len() && ports.iter().all(|port| known.contains(port))
-}
-
 /// The labels of a Service's slice: the Service's own, and those by which the slice is found.
 fn labels_of(service: &Service) -> BTreeMap<String, String> {
-    let mut labels = claim::labels(&service.metadata).clone();
-    labels.remove(backends::HEADLESS);
-    if backends::is_headless(service) {
-        labels.insert(backends::HEADLESS.to_owned(), String::new());
-    }
+    let mut labels = backends::labels_of(service);
     let name = service.metadata.name.clone().unwrap_or_default();
     labels.insert(SERVICE_NAME.to_owned(), name);
-    labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
+    labels.insert(MANAGED_BY.to_owned(), KEEPER.to_owned());
     labels
 }
 
@@ -454,21 +326,6 @@ fn set_trigger_time(
             .map(|time| time.0);
         let first = times.min().or(made.filter(|_| known.is_empty()));
         write_trigger_time(&mut slice.metadata, first);
-    }
-}
-
-/// Writes or takes out the annotation.
-pub(crate) fn write_trigger_time(meta: &mut ObjectMeta, time: Option<Timestamp>) {
-    match time.and_then(|time| Timestamp::from_second(time.as_second()).ok()) {
-        Some(time) => {
-            let annotations = meta.annotations.get_or_insert_default();
-            annotations.insert(backends::TRIGGER_TIME.to_owned(), time.to_string());
-        }
-        None => {
-            if let Some(annotations) = &mut meta.annotations {
-                annotations.remove(backends::TRIGGER_TIME);
-            }
-        }
     }
 }
 

@@ -7,35 +7,27 @@
 //!   orphan (finalizer orphan)                    lose their reference to it, and stay
 //! ```
 //!
-//! Every kind that discovery names is followed: those of which this program has whole objects anyway
-//! by these, all others by their metadata. What is remembered on top of the caches is one entry per
+//! Every kind that discovery names is followed by the metadata of its objects. What is remembered on top of the caches is one entry per
 //! owner reference, by the owner's uid; whether an owner is still there is looked up in the cache of
 //! its kind, and asked of the server before anything is deleted for its absence.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use informer::{Action, Change, Informer, Key, Metadata, Object, Queue};
-use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::api::rbac::v1::ClusterRole;
+use informer::{Action, Key, Queue};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
-use kube::core::{ApiResource, DynamicObject};
+use kube::core::DynamicObject;
 use parking_lot::Mutex;
 use serde_json::json;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::discovery::{self, Resource};
-use crate::{Context, FIELD_MANAGER, follow};
+use crate::metadata::{self, Cache, Step};
+use crate::{Context, FIELD_MANAGER};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
-/// When to ask again what kinds there are, after the server could not say.
-const DISCOVERY_RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -71,11 +63,9 @@ enum Task {
     Orphan(Item),
 }
 
-type Look = Box<dyn Fn(&Key) -> Option<ObjectMeta> + Send + Sync>;
-
 struct Kind {
     resource: Resource,
-    look: Look,
+    cache: Arc<dyn Cache>,
 }
 
 /// Who depends on whom, by the owners' uids.
@@ -89,37 +79,25 @@ struct Collector {
 }
 
 pub(crate) async fn run(context: Context) {
-    let resources = loop {
-        match discovery::resources(&context.client).await {
-            Ok(resources) => break resources,
-            Err(error) => debug!(%error, "could not ask which kinds there are"),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(DISCOVERY_RETRY) => {}
-            () = context.drain.signaled() => return,
-        }
+    let Some(resources) = discovery::when_known(&context).await else {
+        return;
     };
-    let collectable = |resource: &Resource| {
-        let verbs = ["delete", "list", "watch"];
-        // Events belong to nobody and come in masses.
-        verbs.into_iter().all(|verb| resource.can(verb)) && resource.api.plural != "events"
-    };
-    let mut kinds = Vec::new();
-    let mut follows: Vec<Follow> = Vec::new();
-    for resource in resources.into_iter().filter(collectable) {
-        let (look, follow) = source(&context, &resource, kinds.len());
-        kinds.push(Kind { resource, look });
-        follows.push(follow);
-    }
+    let collectable = resources.into_iter().filter(Resource::is_collectable);
+    let kinds = collectable.map(|resource| Kind {
+        cache: metadata::cache_of(&context, &resource),
+        resource,
+    });
     let collector = Arc::new(Collector {
         client: context.client.clone(),
-        kinds,
+        kinds: kinds.collect(),
         dependents: Mutex::default(),
         queue: Queue::new(),
     });
     let mut following = tokio::task::JoinSet::new();
-    for follow in follows {
-        following.spawn(follow(collector.clone()));
+    for (index, kind) in collector.kinds.iter().enumerate() {
+        let collector = collector.clone();
+        let note = move |step: &Step<'_>| collector.note(index, step);
+        following.spawn(kind.cache.follow(Box::new(note)));
     }
     let queue = collector.queue.clone();
     let reconcile = |task| {
@@ -131,54 +109,13 @@ pub(crate) async fn run(context: Context) {
         .await;
 }
 
-type Follow = Box<dyn FnOnce(Arc<Collector>) -> futures::future::BoxFuture<'static, ()> + Send>;
-
-/// How a kind is looked up and followed: through the whole objects where others have them cached, else
-/// through a cache of the metadata.
-fn source(context: &Context, resource: &Resource, kind: usize) -> (Look, Follow) {
-    macro_rules! whole {
-        ($($type:ty),*) => {$(
-            if is::<$type>(&resource.api) {
-                return through(context.informers.of::<$type>(), kind);
-            }
-        )*};
-    }
-    if is::<Pod>(&resource.api) {
-        return through(context.informers.pods(), kind);
-    }
-    whole!(
-        ReplicaSet,
-        Deployment,
-        Service,
-        Endpoints,
-        EndpointSlice,
-        Node,
-        Namespace,
-        ServiceAccount,
-        Lease,
-        ClusterRole
-    );
-    through::<Metadata>(context.informers.of_metadata(&resource.api), kind)
-}
-
-fn is<K: kube::Resource<DynamicType = ()>>(api: &ApiResource) -> bool {
-    api.group == K::group(&()) && api.plural == K::plural(&())
-}
-
-fn through<K: Object>(informer: Informer<K>, kind: usize) -> (Look, Follow) {
-    let looked = informer.clone();
-    let look = move |key: &Key| {
-        let object = looked.get(Some(&key.namespace), &key.name)?;
-        Some(object.meta().clone())
-    };
-    let run = move |collector: Arc<Collector>| -> futures::future::BoxFuture<'static, ()> {
-        Box::pin(follow(informer, move |change| collector.note(kind, change)))
-    };
-    (Box::new(look), Box::new(run))
-}
-
 fn owners(meta: &ObjectMeta) -> &[OwnerReference] {
     meta.owner_references.as_deref().unwrap_or_default()
+}
+
+/// Whether an owner that is deleted in the foreground has to wait for the object.
+fn blocks(owner: &OwnerReference) -> bool {
+    owner.block_owner_deletion.unwrap_or_default()
 }
 
 fn waits_with(meta: &ObjectMeta, finalizer: &str) -> bool {
@@ -192,35 +129,39 @@ fn has_finalizer(meta: &ObjectMeta, finalizer: &str) -> bool {
 
 impl Collector {
     /// Keeps the table of dependents, and finds what a change calls for.
-    fn note<K: Object>(&self, kind: usize, change: &Change<K>) {
-        let meta = change.object().meta();
+    fn note(&self, kind: usize, step: &Step<'_>) {
+        let meta = step.meta;
         let item = Item {
             kind,
-            key: Key::of(&**change.object()),
+            key: step.key.clone(),
         };
-        let uid = meta.uid.as_deref().unwrap_or_default();
-        match change {
-            Change::Applied { old, .. } => {
-                let before = old.as_ref().map_or(&[][..], |old| owners(old.meta()));
-                if before != owners(meta) {
-                    self.move_dependent(&item, before, owners(meta));
-                    self.queue.add(Task::Check(item.clone()));
-                }
-                if waits_with(meta, FOREGROUND) {
-                    self.queue.add(Task::Foreground(item));
-                } else if waits_with(meta, ORPHAN) {
-                    self.queue.add(Task::Orphan(item));
-                }
+        if step.gone {
+            self.move_dependent(&item, owners(meta), &[]);
+            let uid = meta.uid.as_deref().unwrap_or_default();
+            for dependent in self.dependents_of(uid) {
+                self.queue.add(Task::Check(dependent));
             }
-            Change::Deleted(_) => {
-                self.move_dependent(&item, owners(meta), &[]);
-                for dependent in self.dependents_of(uid) {
-                    self.queue.add(Task::Check(dependent));
-                }
-                for owner in owners(meta) {
+            for owner in owners(meta) {
+                self.tell_owner(owner, &item);
+            }
+            return;
+        }
+        let before = step.old.map(owners).unwrap_or_default();
+        if before != owners(meta) {
+            self.move_dependent(&item, before, owners(meta));
+            self.queue.add(Task::Check(item.clone()));
+            for owner in before.iter().filter(|owner| blocks(owner)) {
+                let uid = &owner.uid;
+                let mut now = owners(meta).iter();
+                if !now.any(|owner| owner.uid == *uid && blocks(owner)) {
                     self.tell_owner(owner, &item);
                 }
             }
+        }
+        if waits_with(meta, FOREGROUND) {
+            self.queue.add(Task::Foreground(item));
+        } else if waits_with(meta, ORPHAN) {
+            self.queue.add(Task::Orphan(item));
         }
     }
 
@@ -258,7 +199,7 @@ impl Collector {
     }
 
     fn look(&self, item: &Item) -> Option<ObjectMeta> {
-        (self.kinds[item.kind].look)(&item.key)
+        self.kinds[item.kind].cache.get(&item.key)
     }
 
     /// Where an owner is to be found: in the namespace of its dependent, or in none.
@@ -315,9 +256,17 @@ impl Collector {
             }
             return Ok(());
         }
-        let uid = meta.uid.as_deref().unwrap_or_default();
-        let policy = if !waiting.is_empty() && !self.dependents_of(uid).is_empty() {
-            // Whoever waits for this one waits for its dependents too.
+        let dependents = self.dependents_of(meta.uid.as_deref().unwrap_or_default());
+        let policy = if !waiting.is_empty() && !dependents.is_empty() {
+            // Whoever waits for this one waits for its dependents too; but where one of these waits
+            // itself, it may be in a circle, for this one: then nobody is to wait for this one.
+            let waits = |item: &Item| {
+                let meta = self.look(item);
+                meta.is_some_and(|meta| waits_with(&meta, FOREGROUND))
+            };
+            if dependents.iter().any(waits) {
+                self.unblock(item, &meta).await?;
+            }
             PropagationPolicy::Foreground
         } else if has_finalizer(&meta, ORPHAN) {
             PropagationPolicy::Orphan
@@ -373,8 +322,7 @@ impl Collector {
                 continue;
             };
             let mut references = owners(&dependent_meta).iter();
-            blocked |= references
-                .any(|owner| owner.uid == uid && owner.block_owner_deletion.unwrap_or_default());
+            blocked |= references.any(|owner| owner.uid == uid && blocks(owner));
             if dependent_meta.deletion_timestamp.is_none() {
                 self.queue.add(Task::Check(dependent));
             }
@@ -402,6 +350,19 @@ impl Collector {
             self.write(&dependent, &dependent_meta, rest).await?;
         }
         self.remove_finalizer(item, &meta, ORPHAN).await
+    }
+
+    /// Has no owner wait for this object.
+    async fn unblock(&self, item: &Item, meta: &ObjectMeta) -> Result<(), Error> {
+        let mut references = owners(meta).to_vec();
+        if !references.iter().any(blocks) {
+            return Ok(());
+        }
+        for owner in &mut references {
+            owner.block_owner_deletion = Some(false);
+        }
+        let fields = json!({ "ownerReferences": references });
+        self.write(item, meta, fields).await
     }
 
     async fn remove_finalizer(

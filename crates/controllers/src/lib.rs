@@ -26,14 +26,16 @@ mod endpoints;
 mod endpointslice;
 mod events;
 mod eviction;
-
 mod garbage;
+mod metadata;
+mod mirroring;
 mod namespace;
 mod nodes;
 mod pod_gc;
 mod pods;
 mod replicaset;
 mod service_account;
+mod slices;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -75,7 +77,7 @@ impl Config {
         Config {
             client_for,
             root_certificates,
-            node_grace: Duration::from_secs(40),
+            node_grace: Duration::from_secs(50),
             ended_pods_max: 12_500,
             event_lifetime: Duration::from_secs(3600),
             now: Arc::new(Timestamp::now),
@@ -109,7 +111,7 @@ type Controller = (&'static str, fn(Context) -> Running);
 
 /// Runs all controllers until `drain` is signaled.
 pub async fn run(informers: Informers, config: Config, drain: Drain) {
-    let controllers: [Controller; 13] = [
+    let controllers: [Controller; 14] = [
         ("deployment-controller", |context| {
             Box::pin(deployment::run(context))
         }),
@@ -121,6 +123,9 @@ pub async fn run(informers: Informers, config: Config, drain: Drain) {
         }),
         ("endpoint-controller", |context| {
             Box::pin(endpoints::run(context))
+        }),
+        ("endpointslicemirroring-controller", |context| {
+            Box::pin(mirroring::run(context))
         }),
         ("service-account-controller", |context| {
             Box::pin(service_account::run(context))
@@ -192,6 +197,18 @@ async fn rest(summed_up: usize) {
     let each =
         Duration::from_micros(20).saturating_mul(u32::try_from(summed_up).unwrap_or(u32::MAX));
     tokio::time::sleep(Duration::from_millis(5) + each).await;
+}
+
+/// Whether a write was refused because its namespace is going away: nothing can be made there, and it
+/// need not be said.
+fn is_namespace_terminating(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// What went wrong with a write, in the server's own words where it has said any.

@@ -1,23 +1,33 @@
 //! A namespace that is deleted takes everything in it along, and goes when nothing is left.
+//!
+//! Pods go first, and nothing else before the last of them has ended: what a pod needs (its claims, its
+//! policies) must not be taken from it while it still runs. What is left after a round, for its grace
+//! or its finalizers, is not asked after: the caches tell when it has changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use informer::{Action, Informer, Queue};
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ListParams, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PartialObjectMeta, PostParams};
 use kube::core::DynamicObject;
 
 use crate::discovery::{self, Resource};
-use crate::{Clock, Context, FIELD_MANAGER, follow, message_of};
+use crate::metadata::{self, Step};
+use crate::{Clock, Context, FIELD_MANAGER, follow, message_of, rest};
 
 /// The finalizer that stands for this controller.
 const FINALIZER: &str = "kubernetes";
-/// When to look again whether content has gone that nobody tells of. Pods, which take the longest,
-/// tell themselves.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// When to look again whether content has gone that no cache tells of.
+const LOOK_AGAIN: Duration = Duration::from_secs(8);
+/// The longest pause after a round that failed: who deletes a namespace waits for it.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Objects of a kind per request.
+const PAGE: u32 = 500;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -45,20 +55,37 @@ struct Controller {
     client: kube::Client,
     now: Clock,
     namespaces: Informer<Namespace>,
+    /// The kinds whose changes are followed, by name.
+    followed: BTreeSet<String>,
 }
 
 pub(crate) async fn run(context: Context) {
+    let Some(resources) = discovery::when_known(&context).await else {
+        return;
+    };
+    let collectable = |one: &&Resource| one.namespaced && one.is_collectable();
+    let resources: Vec<_> = resources.iter().filter(collectable).collect();
     let controller = Controller {
         client: context.client.clone(),
         now: context.config.now.clone(),
         namespaces: context.informers.of(),
+        followed: resources.iter().map(|one| one.name()).collect(),
     };
     controller.namespaces.synced().await;
-    let queue: Queue<String> = Queue::new();
-    let is_going = |name: &str| {
-        let namespace = controller.namespaces.get(None, name);
-        namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some())
-    };
+    let queue: Queue<String> = Queue::retrying_within(RETRY_MAX);
+    let mut following: FuturesUnordered<_> = resources
+        .iter()
+        .map(|resource| {
+            let (namespaces, queue) = (controller.namespaces.clone(), queue.clone());
+            let note = move |step: &Step<'_>| {
+                let namespace = &step.key.namespace;
+                if is_less(step) && is_going(&namespaces, namespace) {
+                    queue.add(namespace.to_string());
+                }
+            };
+            metadata::cache_of(&context, resource).follow(Box::new(note))
+        })
+        .collect();
     tokio::join!(
         follow(controller.namespaces.clone(), |change| {
             let meta = &change.object().metadata;
@@ -66,14 +93,7 @@ pub(crate) async fn run(context: Context) {
                 queue.add(meta.name.clone().unwrap_or_default());
             }
         }),
-        follow(context.informers.pods(), |change| {
-            if let informer::Change::Deleted(pod) = change {
-                let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                if is_going(namespace) {
-                    queue.add(namespace.to_owned());
-                }
-            }
-        }),
+        async { while following.next().await.is_some() {} },
         queue.clone().run(
             "namespace",
             10,
@@ -84,6 +104,17 @@ pub(crate) async fn run(context: Context) {
             context.drain.clone(),
         ),
     );
+}
+
+fn is_going(namespaces: &Informer<Namespace>, name: &str) -> bool {
+    let namespace = namespaces.get(None, name);
+    namespace.is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some())
+}
+
+/// Whether there is an object less, or a finalizer of one.
+fn is_less(step: &Step<'_>) -> bool {
+    let old = step.old.and_then(|old| old.finalizers.as_ref());
+    step.gone || old.is_some_and(|old| Some(old) != step.meta.finalizers.as_ref())
 }
 
 /// What one round through all kinds has found.
@@ -116,7 +147,13 @@ impl Controller {
             return Err(Error::Content(name.to_owned()));
         }
         if !round.left.is_empty() {
-            return Ok(Action::After(LOOK_AGAIN));
+            // A thousand pods that go one after the other are not worth a round each.
+            rest(round.left.values().sum()).await;
+            let is_told = round.left.keys().all(|kind| self.followed.contains(kind));
+            return Ok(match is_told {
+                true => Action::Done,
+                false => Action::After(LOOK_AGAIN),
+            });
         }
         self.finalize(written).await?;
         Ok(Action::Done)
@@ -131,12 +168,18 @@ impl Controller {
                 return round;
             }
         };
-        let deletable = |resource: &Resource| {
-            resource.namespaced && resource.can("delete") && resource.can("list")
-        };
-        for resource in resources.iter().filter(|resource| deletable(resource)) {
-            if let Err(error) = self.delete_kind(namespace, resource, &mut round).await {
-                round.failures.push(message_of(&error));
+        let deletable = |one: &&Resource| one.namespaced && one.can("delete") && one.can("list");
+        let is_pods = |one: &&Resource| one.api.group.is_empty() && one.api.plural == "pods";
+        let (pods, others): (Vec<_>, Vec<_>) =
+            resources.iter().filter(deletable).partition(is_pods);
+        for stage in [pods, others] {
+            for resource in stage {
+                if let Err(error) = self.delete_kind(namespace, resource, &mut round).await {
+                    round.failures.push(message_of(&error));
+                }
+            }
+            if !round.failures.is_empty() || !round.left.is_empty() {
+                break;
             }
         }
         round
@@ -150,38 +193,30 @@ impl Controller {
     ) -> Result<(), kube::Error> {
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), namespace, &resource.api);
-        let params = ListParams::default();
-        if api
-            .list_metadata(&params.clone().limit(1))
-            .await?
-            .items
-            .is_empty()
-        {
-            return Ok(());
-        }
-        let delete = DeleteParams::background();
-        if resource.can("deletecollection") {
-            api.delete_collection(&delete, &params).await?;
-        } else {
-            for object in api.list_metadata(&params).await?.items {
-                let name = object.metadata.name.unwrap_or_default();
-                match api.delete(&name, &delete).await {
-                    Err(kube::Error::Api(status)) if status.code == 404 => {}
-                    result => drop(result?),
+        let mut left = list(&api).await?;
+        let stays = |object: &Found| object.metadata.deletion_timestamp.is_none();
+        if left.iter().any(stays) {
+            let delete = DeleteParams::background();
+            if resource.can("deletecollection") {
+                let all = ListParams::default();
+                api.delete_collection(&delete, &all).await?;
+            } else {
+                for object in left.into_iter().filter(stays) {
+                    let name = object.metadata.name.unwrap_or_default();
+                    match api.delete(&name, &delete).await {
+                        Err(kube::Error::Api(status)) if status.code == 404 => {}
+                        result => drop(result?),
+                    }
                 }
             }
+            left = list(&api).await?;
         }
-        let left = api.list_metadata(&params).await?.items;
         if left.is_empty() {
             return Ok(());
         }
-        let kind = format!("{}.{}", resource.api.plural, resource.api.group);
-        round.left.insert(kind, left.len());
-        for finalizer in left
-            .iter()
-            .flat_map(|object| &object.metadata.finalizers)
-            .flatten()
-        {
+        round.left.insert(resource.name(), left.len());
+        let finalizers = left.iter().flat_map(|object| &object.metadata.finalizers);
+        for finalizer in finalizers.flatten() {
             *round.finalizers.entry(finalizer.clone()).or_default() += 1;
         }
         Ok(())
@@ -242,6 +277,22 @@ impl Controller {
                 namespace: name,
                 source,
             }),
+        }
+    }
+}
+
+type Found = PartialObjectMeta<DynamicObject>;
+
+/// All objects of a kind in the namespace.
+async fn list(api: &Api<DynamicObject>) -> Result<Vec<Found>, kube::Error> {
+    let mut params = ListParams::default().limit(PAGE);
+    let mut objects = Vec::new();
+    loop {
+        let page = api.list_metadata(&params).await?;
+        objects.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params.continue_token = Some(token),
+            None => return Ok(objects),
         }
     }
 }

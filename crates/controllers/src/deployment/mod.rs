@@ -14,9 +14,8 @@ use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, PostParams, Preconditions};
-use kube::core::SelectorExt;
 
-use crate::{Clock, Context, FIELD_MANAGER, claim, follow, message_of, rest};
+use crate::{Clock, Context, FIELD_MANAGER, claim, is_namespace_terminating, message_of, rest};
 use plan::{Plan, Step};
 
 /// Deployments that are worked on at once.
@@ -59,31 +58,26 @@ pub(crate) async fn run(context: Context) {
         sets_by_owner: claim::by_controller(&sets),
         sets: sets.clone(),
     };
-    deployments.synced().await;
-    sets.synced().await;
     let queue = Queue::new();
     tokio::join!(
-        follow(deployments, |change| queue.add(Key::of(&**change.object()))),
-        follow(sets, |change| {
-            let (new, old) = match change {
-                informer::Change::Applied { new, old } => (Some(new), old.as_ref()),
-                informer::Change::Deleted(last) => (None, Some(last)),
-            };
-            for set in [new, old].into_iter().flatten() {
-                for key in controller.deployments_of(set) {
-                    queue.add(key);
-                }
-            }
-        }),
-        queue.clone().run(
-            "deployment",
-            WORKERS,
-            |key| {
+        claim::follow_owned(
+            &deployments,
+            &sets,
+            |one| Some(&one.spec.as_ref()?.selector),
+            &queue
+        ),
+        async {
+            deployments.synced().await;
+            sets.synced().await;
+            let reconcile = |key| {
                 let controller = controller.clone();
                 async move { controller.reconcile(&key).await }
-            },
-            context.drain.clone(),
-        ),
+            };
+            let queue = queue.clone();
+            queue
+                .run("deployment", WORKERS, reconcile, context.drain.clone())
+                .await;
+        },
     );
 }
 
@@ -99,32 +93,6 @@ fn name_of<K: kube::Resource>(object: &K) -> &str {
 }
 
 impl Controller {
-    /// The Deployments that a change of the ReplicaSet may matter to.
-    fn deployments_of(&self, set: &ReplicaSet) -> Vec<Key> {
-        let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
-        match claim::controller_of(&set.metadata) {
-            Some(controller) if controller.kind == "Deployment" => {
-                vec![Key::new(namespace, &controller.name)]
-            }
-            Some(_) => Vec::new(),
-            None => {
-                let picks = |deployment: &Deployment| {
-                    let spec = deployment.spec.as_ref();
-                    let selector = spec.and_then(|spec| claim::selector(&spec.selector).ok());
-                    let labels = claim::labels(&set.metadata);
-                    selector
-                        .flatten()
-                        .is_some_and(|selector| selector.matches(labels))
-                };
-                let all = self.deployments.list_in(namespace);
-                all.iter()
-                    .filter(|one| picks(one))
-                    .map(|one| Key::of(&**one))
-                    .collect()
-            }
-        }
-    }
-
     async fn reconcile(&self, key: &Key) -> Result<Action, Error> {
         let Some(deployment) = self.deployments.get(Some(&key.namespace), &key.name) else {
             return Ok(Action::Done);
@@ -230,7 +198,7 @@ impl Controller {
                 plan.status.collision_count = Some(count + 1);
                 Err(Error::Collision(name_of(set).to_owned()))
             }
-            Err(kube::Error::Api(status)) if is_namespace_terminating(&status) => Ok(()),
+            Err(error) if is_namespace_terminating(&error) => Ok(()),
             Err(error) => {
                 let text = message_of(&error);
                 let message = format!(
@@ -300,11 +268,4 @@ impl Controller {
             Err(error) => Err(Error::Status(error)),
         }
     }
-}
-
-fn is_namespace_terminating(status: &kube::core::Status) -> bool {
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    causes
-        .into_iter()
-        .any(|cause| cause.reason == "NamespaceTerminating")
 }

@@ -133,3 +133,84 @@ async fn what_is_born_to_an_owner_that_is_gone_goes_at_once_and_others_stay() {
     house.wait_gone::<ConfigMap>("kept").await;
     house.wait_gone::<ConfigMap>("half").await;
 }
+
+fn owner(name: &str, uid: &str, blocks: bool) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid, "blockOwnerDeletion": blocks})
+}
+
+async fn map(house: &House, name: &str, owners: Value) -> String {
+    let map = json!({"metadata": {"name": name, "ownerReferences": owners}});
+    let made = house.create::<ConfigMap>(map).await;
+    made.metadata.uid.unwrap_or_default()
+}
+
+async fn delete_map(house: &House, name: &str, policy: PropagationPolicy) {
+    let maps: Api<ConfigMap> = house.api();
+    let params = DeleteParams {
+        propagation_policy: Some(policy),
+        ..DeleteParams::default()
+    };
+    maps.delete(name, &params).await.expect("is deleted");
+}
+
+#[tokio::test]
+async fn a_circle_of_owners_blocks_nobody() {
+    let house = House::new().await;
+    let first = map(&house, "first", json!([])).await;
+    let second = map(&house, "second", json!([owner("first", &first, true)])).await;
+    let third = map(&house, "third", json!([owner("second", &second, true)])).await;
+    let closed = json!({"metadata": {"ownerReferences": [owner("third", &third, true)]}});
+    house.patch::<ConfigMap>("first", closed).await;
+    delete_map(&house, "first", PropagationPolicy::Foreground).await;
+    for name in ["first", "second", "third"] {
+        house.wait_gone::<ConfigMap>(name).await;
+    }
+}
+
+#[tokio::test]
+async fn who_has_another_owner_stays_when_one_waits_for_its_dependents() {
+    let house = House::new().await;
+    let going = map(&house, "going", json!([])).await;
+    let staying = map(&house, "staying", json!([])).await;
+    let both = json!([
+        owner("going", &going, true),
+        owner("staying", &staying, true)
+    ]);
+    map(&house, "both", both).await;
+    map(&house, "lone", json!([owner("going", &going, true)])).await;
+    delete_map(&house, "going", PropagationPolicy::Foreground).await;
+    house.wait_gone::<ConfigMap>("going").await;
+    house.wait_gone::<ConfigMap>("lone").await;
+    let both = house
+        .wait::<ConfigMap>("both", "has forgotten it", |map| {
+            let owners = map.metadata.owner_references.iter().flatten();
+            let names: Vec<_> = owners.map(|owner| owner.name.as_str()).collect();
+            names == ["staying"]
+        })
+        .await;
+    assert_eq!(both.metadata.deletion_timestamp, None);
+}
+
+#[tokio::test]
+async fn an_owner_waits_no_longer_for_who_has_let_go_of_it() {
+    let house = House::new().await;
+    let uid = map(&house, "owner", json!([])).await;
+    let held = json!({"metadata": {"name": "held", "finalizers": ["example.com/hold"],
+        "ownerReferences": [owner("owner", &uid, true)]}});
+    house.create::<ConfigMap>(held).await;
+    delete_map(&house, "owner", PropagationPolicy::Foreground).await;
+    house
+        .wait::<ConfigMap>("held", "is to go", |map| {
+            map.metadata.deletion_timestamp.is_some()
+        })
+        .await;
+    house
+        .patch::<ConfigMap>(
+            "held",
+            json!({"metadata": {"ownerReferences": [owner("owner", &uid, false)]}}),
+        )
+        .await;
+    house.wait_gone::<ConfigMap>("owner").await;
+    let maps: Api<ConfigMap> = house.api();
+    assert!(maps.get_opt("held").await.expect("is asked").is_some());
+}

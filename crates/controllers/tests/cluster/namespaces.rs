@@ -120,3 +120,53 @@ async fn a_namespace_says_what_keeps_it() {
     .expect("is patched");
     house.wait_gone::<Namespace>("other").await;
 }
+
+#[tokio::test]
+async fn pods_go_before_everything_else() {
+    let house = House::new().await;
+    let namespaces = make(&house, "other").await;
+    let pods: Api<Pod> = Api::namespaced(house.client.clone(), "other");
+    let maps: Api<ConfigMap> = Api::namespaced(house.client.clone(), "other");
+    let pod = json!({"metadata": {"name": "web", "finalizers": ["example.com/hold"]},
+        "spec": {"containers": [{"name": "c", "image": "a"}]}});
+    let map = json!({"metadata": {"name": "settings"}});
+    let post = PostParams::default();
+    let pod = serde_json::from_value(pod).expect("is a pod");
+    pods.create(&post, &pod).await.expect("is created");
+    let map = serde_json::from_value(map).expect("is a map");
+    maps.create(&post, &map).await.expect("is created");
+    namespaces
+        .delete("other", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    let namespace = house
+        .wait::<Namespace>("other", "has been looked at", |namespace| {
+            let status = namespace.status.as_ref();
+            status.is_some_and(|status| status.conditions.is_some())
+        })
+        .await;
+    let conditions = namespace
+        .status
+        .clone()
+        .and_then(|status| status.conditions);
+    let remaining = conditions
+        .into_iter()
+        .flatten()
+        .find(|one| one.type_ == "NamespaceContentRemaining");
+    let message = remaining.and_then(|one| one.message).unwrap_or_default();
+    assert_eq!(
+        message,
+        "Some resources are remaining: pods. has 1 resource instances"
+    );
+    let pod = pods.get("web").await.expect("waits for its finalizer");
+    assert!(pod.metadata.deletion_timestamp.is_some());
+    let map = maps.get("settings").await.expect("waits for the pod");
+    assert_eq!(map.metadata.deletion_timestamp, None);
+    let patch = json!({"metadata": {"finalizers": null}});
+    let patch = kube::api::Patch::Merge(&patch);
+    pods.patch("web", &kube::api::PatchParams::default(), &patch)
+        .await
+        .expect("is patched");
+    house.wait_gone::<Namespace>("other").await;
+    assert!(maps.get_opt("settings").await.expect("is asked").is_none());
+}

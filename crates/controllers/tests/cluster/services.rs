@@ -209,3 +209,73 @@ async fn a_headless_service_may_announce_before_ready() {
         })
         .await;
 }
+
+#[tokio::test]
+async fn endpoints_that_people_write_are_mirrored() {
+    let house = House::new().await;
+    let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 80}]}});
+    house.create::<Service>(service).await;
+    let subsets = |address: &str| json!([{"addresses": [{"ip": address}], "ports": [{"name": "sql", "port": 5432}]}]);
+    house
+        .create::<Endpoints>(json!({"metadata": {"name": "db"}, "subsets": subsets("10.9.0.1")}))
+        .await;
+    let has = |address: Option<&'static str>| {
+        move |slices: &[Arc<EndpointSlice>]| {
+            let mine = slices
+                .iter()
+                .filter(|slice| slice.metadata.generate_name.as_deref() == Some("db-"));
+            let addresses = mine.flat_map(|slice| slice.endpoints.iter().flatten());
+            let addresses: Vec<_> = addresses.flat_map(|one| &one.addresses).collect();
+            addresses == address.into_iter().collect::<Vec<_>>()
+        }
+    };
+    house
+        .wait_all::<EndpointSlice>("is mirrored", has(Some("10.9.0.1")))
+        .await;
+    house
+        .patch::<Endpoints>("db", json!({"subsets": subsets("10.9.0.2")}))
+        .await;
+    house
+        .wait_all::<EndpointSlice>("the change is mirrored", has(Some("10.9.0.2")))
+        .await;
+    let skipped = |value: Value| json!({"metadata": {"labels": {"endpointslice.kubernetes.io/skip-mirror": value}}});
+    house.patch::<Endpoints>("db", skipped(json!("true"))).await;
+    house
+        .wait_all::<EndpointSlice>("is skipped", has(None))
+        .await;
+    house.patch::<Endpoints>("db", skipped(json!(null))).await;
+    house
+        .wait_all::<EndpointSlice>("is mirrored again", has(Some("10.9.0.2")))
+        .await;
+    let endpoints: Api<Endpoints> = house.api();
+    endpoints
+        .delete("db", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    house
+        .wait_all::<EndpointSlice>("goes with them", has(None))
+        .await;
+}
+
+/// What Go's clients write where no time is set.
+#[tokio::test]
+async fn a_service_with_a_time_that_is_null_holds_nobody_up() {
+    let house = House::new().await;
+    house.create::<Service>(service("odd", json!({}))).await;
+    let services: Api<Service> = house.api();
+    let condition = json!({"type": "Odd", "status": "True", "reason": "Test", "message": "", "lastTransitionTime": null});
+    let status = json!({"status": {"conditions": [condition]}});
+    let params = kube::api::PatchParams::default();
+    // The answer itself cannot be read by this client.
+    let _ = services
+        .patch_status("odd", &params, &kube::api::Patch::Merge(&status))
+        .await;
+    house.create::<Service>(service("web", json!({}))).await;
+    house
+        .wait_all::<EndpointSlice>("the next one is served", |slices| {
+            slices
+                .iter()
+                .any(|slice| slice.metadata.generate_name.as_deref() == Some("web-"))
+        })
+        .await;
+}
