@@ -12,7 +12,7 @@
 //! 77.0.96.10.in-addr.arpa         PTR                   outside the origin: known, or somebody else's
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ const TTL_NEGATIVE: u32 = 5;
 const ALIASES_MAX: usize = 8;
 
 /// What one name stands for, in one respect.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Data {
     /// An address.
     Address(Ipv4Addr),
@@ -56,7 +56,7 @@ pub enum Data {
 }
 
 /// One record to be: a full name and what it stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     /// The full name.
     pub name: Name,
@@ -138,21 +138,26 @@ impl Zone {
 
     /// Sets the entries of a group, in place of those that it had; none to remove it. Groups may
     /// share names: a name stands for what all of its groups say.
-    pub fn set(&self, group: &str, entries: Vec<Entry>) {
+    pub fn set(&self, group: &str, mut entries: Vec<Entry>) {
+        // Once each, or one of them would stay behind.
+        let mut seen = HashSet::new();
+        entries.retain(|entry| seen.insert(entry.clone()));
+        let new: HashSet<&Entry> = entries.iter().collect();
         let mut names = self.0.names.write();
-        if names.groups.get(group).map_or(&[][..], Vec::as_slice) == entries {
-            return;
+        let known = names.groups.remove(group).unwrap_or_default();
+        let old: HashSet<&Entry> = known.iter().collect();
+        for entry in known.iter().filter(|entry| !new.contains(entry)) {
+            names.remove(group, entry, &self.0.origin);
         }
-        for entry in names.groups.remove(group).unwrap_or_default() {
-            names.remove(group, &entry, &self.0.origin);
-        }
-        for entry in &entries {
+        for entry in entries.iter().filter(|entry| !old.contains(entry)) {
             names.insert(group, entry, &self.0.origin);
+        }
+        if old != new {
+            names.serial = names.serial.wrapping_add(1);
         }
         if !entries.is_empty() {
             names.groups.insert(group.to_owned(), entries);
         }
-        names.serial = names.serial.wrapping_add(1);
     }
 
     /// Removes all groups for which `keep` says no.
@@ -261,13 +266,13 @@ impl Inner {
                 return (Found::Alias(target), true);
             }
         }
-        let mut found: Vec<RData> = Vec::new();
-        for data in data().filter_map(to_record_data) {
-            let wanted = kind == RecordType::ANY || data.record_type() == kind;
-            if wanted && !found.contains(&data) {
-                found.push(data);
-            }
-        }
+        // Groups that share a name may say the same of it.
+        let mut seen = HashSet::new();
+        let mut found: Vec<RData> = data()
+            .filter(|data| seen.insert(*data))
+            .filter_map(to_record_data)
+            .filter(|data| kind == RecordType::ANY || data.record_type() == kind)
+            .collect();
         let apex = *key == self.origin;
         if apex && kind == RecordType::SOA {
             found.push(self.start_of_authority(names));
@@ -645,6 +650,14 @@ mod tests {
             ask(&zone, "7.0.96.10.in-addr.arpa", RecordType::PTR),
             "elsewhere"
         );
+        // The same twice is the same.
+        for last in [8, 9, 8] {
+            zone.set(
+                "web",
+                vec![entry(web, address(8)), entry(web, address(last))],
+            );
+        }
+        assert_eq!(ask(&zone, web, RecordType::A), "A 10.96.0.8");
         // Two groups, one name.
         zone.set("more", vec![entry(web, address(9)), entry(web, address(8))]);
         assert_eq!(ask(&zone, web, RecordType::A), "A 10.96.0.8, A 10.96.0.9");

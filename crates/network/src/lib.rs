@@ -33,6 +33,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use netlink_sys::Socket;
 use parking_lot::Mutex;
@@ -54,6 +55,10 @@ use record::Records;
 
 /// Sandboxes that are attached side by side: the kernel does the work one by one anyway.
 const ATTACHING_MAX: usize = 4;
+
+/// How long a packet may take from the first chain to the last: microseconds, unless its processor is
+/// taken away from it.
+const UNDER_WAY_MAX: Duration = Duration::from_millis(500);
 
 /// What an instance's network is to be.
 #[derive(Clone, Debug)]
@@ -187,7 +192,12 @@ impl Network {
     /// Lets ports of the machine lead to the sandbox: these and no others.
     pub async fn publish(&self, id: &str, ports: Vec<PublishedPort>) -> Result<(), AttachError> {
         let (inner, id) = (self.0.clone(), id.to_owned());
-        blocking(move || inner.publish(&id, ports)).await
+        blocking(move || {
+            let stale = inner.publish(&id, ports)?;
+            inner.forget(stale);
+            Ok(())
+        })
+        .await
     }
 
     /// Takes a sandbox off the network and gives its address back: from then on, nothing reaches it
@@ -242,7 +252,7 @@ impl Network {
                 elements = cost.elements,
                 "services changed"
             );
-            inner.forget(&stale);
+            inner.forget(stale);
             Ok(())
         })
         .await
@@ -259,7 +269,7 @@ impl Network {
                 elements = cost.elements,
                 "services replaced"
             );
-            inner.forget(&stale);
+            inner.forget(stale);
             Ok(())
         })
         .await
@@ -466,7 +476,7 @@ impl Inner {
         }
     }
 
-    fn publish(&self, id: &str, ports: Vec<PublishedPort>) -> Result<(), AttachError> {
+    fn publish(&self, id: &str, ports: Vec<PublishedPort>) -> Result<Vec<Stale>, AttachError> {
         let mut attachment = match self.sandboxes.lock().attached.get(id) {
             Some(attachment) => attachment.clone(),
             None => return Err(AttachError::Unknown(id.to_owned())),
@@ -489,8 +499,7 @@ impl Inner {
             .lock()
             .attached
             .insert(id.to_owned(), attachment);
-        self.forget(&stale);
-        Ok(())
+        Ok(stale)
     }
 
     fn detach(&self, id: &str) -> Result<(), AttachError> {
@@ -532,9 +541,28 @@ impl Inner {
         Ok(self.records.remove(id)?)
     }
 
-    /// The kernel forgets UDP flows to backends that are gone. A failure costs their clients a
-    /// timeout, not correctness, so it is only reported.
-    fn forget(&self, stale: &[Stale]) {
+    /// The kernel forgets UDP flows to backends that are gone: now, and once more when every packet
+    /// has passed that was midway when the rules changed and may have begun such a flow.
+    fn forget(self: &Arc<Self>, stale: Vec<Stale>) {
+        self.forget_once(&stale);
+        if stale.is_empty() {
+            return;
+        }
+        let inner = Arc::downgrade(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(UNDER_WAY_MAX).await;
+            if let Some(inner) = inner.upgrade() {
+                blocking(move || {
+                    let stale = inner.program.lock().still_stale(stale);
+                    inner.forget_once(&stale);
+                })
+                .await;
+            }
+        });
+    }
+
+    /// A failure costs clients a timeout, not correctness, so it is only reported.
+    fn forget_once(&self, stale: &[Stale]) {
         if stale.is_empty() {
             return;
         }

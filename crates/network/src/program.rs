@@ -299,6 +299,19 @@ impl Program {
         self.update(touched)
     }
 
+    /// Those that are stale by what is programmed now: backends may have come back.
+    pub(crate) fn still_stale(&self, mut stale: Vec<Stale>) -> Vec<Stale> {
+        stale.retain(|stale| {
+            let programmed = self.programmed.get(&stale.frontend);
+            let backends = programmed.map_or(&[][..], |entry| &entry.backends);
+            match stale.backend {
+                Some(backend) => !backends.contains(&backend),
+                None => !backends.is_empty(),
+            }
+        });
+        stale
+    }
+
     /// Builds the table anew if it is not there, or not whole; whether that was needed.
     pub(crate) fn repair(&mut self) -> Result<bool, RulesError> {
         if self.closed {

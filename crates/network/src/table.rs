@@ -9,8 +9,7 @@
 //!   └ services   daddr . protocol . port                   vmap @services → pick-N
 //!                protocol . port (local daddr)           vmap @node-ports → pick-local-N
 //!       pick-N   frontend . random mod N      @endpoints → address . port → dnat
-//!                frontend . 0                 @endpoints → the same
-//!   └ services   again, for whoever found nothing
+//!   └ fallback   frontend . 0                 @endpoints → address . port → dnat
 //! postrouting (nat)
 //!                saddr . daddr @hairpin, from 127/8, original frontend @hide-source,
 //!                from pods to elsewhere       → rewrite source
@@ -22,15 +21,15 @@
 //! ```
 //!
 //! A batch takes effect at one instant, but a packet makes several lookups, and the instant may lie
-//! between two of them. Nobody may be refused because of that, so each lookup that can miss has
-//! somewhere to go on:
+//! between two of them. Nobody may be refused because of that:
 //!
 //! - The frontend led to `pick-3`, and when place 2 is looked up, there are two places left. Place 0
-//!   is there as long as there is any backend.
-//! - An element that is replaced under the same key can be missed in both its forms: the lookup goes
-//!   by the generation that was in force when it began, whose element is unlinked right after the
-//!   change. (Linux 6.17 and later begin such a lookup again by themselves.) Whoever looks a second
-//!   time finds the new one.
+//!   is there as long as there is any backend, so `fallback` looks there.
+//! - An element that is replaced under its key can be missed in both its forms: a lookup goes by the
+//!   generation that was in force when it began, whose element is unlinked right after the change.
+//!   (Linux 6.17 and later begin such a lookup again by themselves.) `fallback` looks after the
+//!   change, and finds the new one. Verdicts are not looked up twice, because the kernel walks the
+//!   whole map for each place that does, whenever one of its elements changes.
 //! - Whatever is left untranslated even so, and has endpoints, came midway: it is dropped, not
 //!   refused. Its client sends again.
 //!
@@ -337,7 +336,7 @@ fn write_fixed(rules: &mut Rules, shape: &Shape) {
         number,
         priority,
     };
-    for name in [SERVICES, "unserved", "refuse", "rewrite"] {
+    for name in [SERVICES, "fallback", "unserved", "refuse", "rewrite"] {
         rules.add_chain(name, None);
     }
     for (name, hook) in [
@@ -353,11 +352,12 @@ fn write_fixed(rules: &mut Rules, shape: &Shape) {
     }
     build_guard(rules, shape);
     for chain in ["prerouting", "nat-output"] {
-        for _look in 0..2 {
-            rules.add_rule(chain, |rule| rule.verdict(Verdict::Jump(SERVICES)));
+        for next in [SERVICES, "fallback"] {
+            rules.add_rule(chain, |rule| rule.verdict(Verdict::Jump(next)));
         }
     }
     build_services(rules);
+    build_fallback(rules);
     build_postrouting(rules, shape);
     build_filters(rules, shape);
 }
@@ -392,6 +392,16 @@ fn build_services(rules: &mut Rules) {
             .destination_port(Register(1))
             .follow(Register(0), NODE_PORTS);
     });
+}
+
+/// For packets that have met a change of their service between two lookups.
+fn build_fallback(rules: &mut Rules) {
+    for any_address in [false, true] {
+        rules.add_rule("fallback", |rule| {
+            look_up_first(rule, any_address);
+            rule.rewrite_destination(Register(4), Register(5));
+        });
+    }
 }
 
 fn build_postrouting(rules: &mut Rules, shape: &Shape) {
@@ -485,10 +495,8 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
     for any_address in [false, true] {
         rules.add_rule("unserved", |rule| {
             rule.destination_kept();
-            load_frontend(rule, any_address);
-            rule.load(Register(3), PLACE_FIRST)
-                .look_up(Register(0), ENDPOINTS, Register(4))
-                .verdict(Verdict::Drop);
+            look_up_first(rule, any_address);
+            rule.verdict(Verdict::Drop);
         });
     }
     rules.add_rule("unserved", |rule| {
@@ -513,6 +521,13 @@ fn load_frontend(rule: &mut nft::Rule<'_, '_>, any_address: bool) {
         rule.destination_address(Register(0));
     }
     rule.protocol(Register(1)).destination_port(Register(2));
+}
+
+/// Registers 4 and 5: the first backend of the frontend that the packet is for; or goes no further.
+fn look_up_first(rule: &mut nft::Rule<'_, '_>, any_address: bool) {
+    load_frontend(rule, any_address);
+    rule.load(Register(3), PLACE_FIRST)
+        .look_up(Register(0), ENDPOINTS, Register(4));
 }
 
 /// Makes the chain of a class.
@@ -573,12 +588,5 @@ fn build_pick(rules: &mut Rules, chain: &str, class: Class) {
     rules.add_rule(chain, |rule| {
         pick(rule);
         rule.rewrite_destination(Register(5), Register(6));
-    });
-    // The place that was picked has gone since the class was read.
-    rules.add_rule(chain, |rule| {
-        frontend(rule);
-        rule.load(Register(4), PLACE_FIRST)
-            .look_up(Register(1), ENDPOINTS, Register(5))
-            .rewrite_destination(Register(5), Register(6));
     });
 }

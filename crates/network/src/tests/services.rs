@@ -270,6 +270,15 @@ fn udp_clients_of_a_backend_that_went_meet_another() {
             .await
             .expect("programs");
         assert_eq!(ask(), "two");
+
+        // Flows are forgotten a second time, a moment later; not those of a backend that came back.
+        let stale = |backend| Stale {
+            frontend,
+            backend: Some(backend),
+        };
+        let both = backends.iter().copied().map(stale).collect();
+        let found = network.0.program.lock().still_stale(both);
+        assert_eq!(found, [stale(backends[0])]);
     });
 }
 
