@@ -441,7 +441,9 @@ impl Cluster {
     async fn start_workers(&mut self) {
         let (stop, drain) = lifecycle::drain();
         let reader = Caller::authenticated("system:kube-controller-manager", &[]);
+        // The first node is the server's own machine; the others are elsewhere.
         let informers = Informers::new(self.worker(reader), drain.clone());
+        let informers = informers.hosting(self.nodes.keys().take(1).cloned());
         let mut tasks = JoinSet::new();
         let (route, weather) = (self.route.clone(), self.weather.clone());
         let client_for = Arc::new(move |name: &'static str| {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -498,5 +499,18 @@ impl Engine for FakeEngine {
     async fn images(&self) -> Vec<ImageInfo> {
         let names = self.shared.script.images();
         names.iter().map(|name| info(name)).collect()
+    }
+
+    async fn mount_image(
+        &self,
+        _sandbox: &SandboxId,
+        _name: &str,
+        image: &str,
+        _target: &Path,
+    ) -> Result<(), Error> {
+        match self.image(image).await {
+            Some(_) => Ok(()),
+            None => Err(Error::ImageNotFound(image.to_owned())),
+        }
     }
 }

@@ -122,7 +122,6 @@ metadata: {name: c, namespace: shop, finalizers: [example.com/hold]}
             serde_json::json!({"metadata": {"finalizers": null}}),
         )
         .await;
-    cluster.pass(Duration::from_secs(60)).await;
     cluster.settle().await;
     assert!(cluster.get::<Namespace>("shop").await.is_none());
     assert_eq!(cluster.list::<ConfigMap>("shop").await.len(), 0);
