@@ -69,6 +69,20 @@ impl Weather {
             stutter: 0.1,
         }
     }
+
+    /// Hurricane: more than half of all requests do, and hardly a watch lives.
+    pub fn hurricane(seed: u64) -> Weather {
+        Weather {
+            seed,
+            late: 0.5,
+            late_max: Duration::from_secs(5),
+            conflict: 0.1,
+            refused: 0.5,
+            lost: 0.4,
+            broken: 0.5,
+            stutter: 0.1,
+        }
+    }
 }
 
 /// Puts weather between a client and a server. Clones share it.

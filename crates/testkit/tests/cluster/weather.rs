@@ -115,6 +115,23 @@ async fn a_deployment_lives_in_a_storm() {
     }
 }
 
+/// Pods get names from the server: who asks for one again without knowing whether it was made has two.
+#[tokio::test(start_paused = true)]
+async fn no_pod_is_made_twice_in_a_hurricane() {
+    for seed in seeds().take(2) {
+        let cluster = in_weather(Weather::hurricane(seed), 1).await;
+        cluster.apply(&web(20, "web:1", "")).await;
+        cluster.pass(Duration::from_secs(600)).await;
+        calm(&cluster).await;
+        assert_eq!(
+            deployment(&cluster, "web").await.0,
+            (20, 20, 20, 20),
+            "seed {seed}"
+        );
+        check_never_too_many(&cluster, seed, 20);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_namespace_goes_in_a_storm() {
     for seed in seeds() {
