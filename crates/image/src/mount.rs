@@ -27,7 +27,14 @@ const STACKED_MAX: usize = 64;
 pub(crate) struct Overlay<'a> {
     /// Read only, the uppermost first; at least one.
     pub(crate) lower: &'a [&'a Path],
-    pub(crate) upper: &'a Path,
+    /// Where writes go; without it the overlay is read-only, and wants two lower ones.
+    pub(crate) upper: Option<Upper<'a>>,
+}
+
+/// What makes an overlay writable.
+pub(crate) struct Upper<'a> {
+    pub(crate) directory: &'a Path,
+    /// Overlayfs's own, on the same file system.
     pub(crate) work: &'a Path,
 }
 
@@ -47,8 +54,10 @@ fn overlay_by_descriptors(overlay: &Overlay<'_>, source: &str, target: &Path) ->
     for lower in overlay.lower {
         fsconfig_set_string(&context, "lowerdir+", name_of(lower, &mut held)?)?;
     }
-    fsconfig_set_string(&context, "upperdir", name_of(overlay.upper, &mut held)?)?;
-    fsconfig_set_string(&context, "workdir", name_of(overlay.work, &mut held)?)?;
+    if let Some(upper) = &overlay.upper {
+        fsconfig_set_string(&context, "upperdir", name_of(upper.directory, &mut held)?)?;
+        fsconfig_set_string(&context, "workdir", name_of(upper.work, &mut held)?)?;
+    }
     // Layers are shared by many containers; the index would bind an upper to one stack of them.
     fsconfig_set_string(&context, "index", "off")?;
     fsconfig_create(&context)?;
@@ -74,11 +83,11 @@ fn overlay_by_page(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Re
         let descriptor = descriptor_of(lower, &mut held)?;
         let _ = write!(options, "{separator}{descriptor}");
     }
-    let (upper, work) = (
-        descriptor_of(overlay.upper, &mut held)?,
-        descriptor_of(overlay.work, &mut held)?,
-    );
-    let _ = write!(options, ",upperdir={upper},workdir={work}");
+    if let Some(upper) = &overlay.upper {
+        let directory = descriptor_of(upper.directory, &mut held)?;
+        let work = descriptor_of(upper.work, &mut held)?;
+        let _ = write!(options, ",upperdir={directory},workdir={work}");
+    }
     let options = std::ffi::CString::new(options).expect("digits and slashes have no NUL");
     mount(
         source,
@@ -162,8 +171,10 @@ mod tests {
         let (upper, work, target) = (directory("upper"), directory("work"), directory("target"));
         let layers_of = Overlay {
             lower: &lower,
-            upper: &upper,
-            work: &work,
+            upper: Some(Upper {
+                directory: &upper,
+                work: &work,
+            }),
         };
         assert!(!is_mounted(&target).expect("a directory"));
         mount(&layers_of, "test", &target).expect("a mount");
@@ -187,6 +198,30 @@ mod tests {
         for mount in [by_descriptors as Mount, overlay_by_page] {
             check(mount, 1, "a");
             check(mount, 128, "a:b,c d");
+        }
+    }
+
+    #[test]
+    fn without_an_upper_nothing_can_be_written() {
+        for mount in [by_descriptors as Mount, overlay_by_page] {
+            let place = tempfile::tempdir().expect("a temporary directory");
+            let directory = |name: &str| {
+                let path = place.path().join(name);
+                fs::create_dir(&path).expect("a directory");
+                path
+            };
+            let (layer, empty, target) = (directory("a"), directory("b"), directory("c"));
+            fs::write(layer.join("file"), "x").expect("a file");
+            let overlay = Overlay {
+                lower: &[&layer, &empty],
+                upper: None,
+            };
+            mount(&overlay, "test", &target).expect("a mount");
+            let read = fs::read_to_string(target.join("file"));
+            let refused = fs::write(target.join("file"), "y").expect_err("it is read-only");
+            detach(&target).expect("unmounted");
+            assert_eq!(read.expect("a file"), "x");
+            assert_eq!(refused.raw_os_error(), Some(Errno::ROFS.raw_os_error()));
         }
     }
 

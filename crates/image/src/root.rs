@@ -95,11 +95,40 @@ impl Images {
             let lower: Vec<&Path> = root.lower.iter().map(PathBuf::as_path).collect();
             let overlay = mount::Overlay {
                 lower: &lower,
-                upper: &root.upper,
-                work: &root.work,
+                upper: Some(mount::Upper {
+                    directory: &root.upper,
+                    work: &root.work,
+                }),
             };
             mount::overlay(&overlay, "wharf", &root.target).map_err(failed)?;
             Ok(root.target)
+        })
+        .await
+    }
+
+    /// Mounts the layers of a root, without what was written to it, on `target`: a directory, on
+    /// which nothing can be written then. It stays until somebody unmounts it, which must be before
+    /// [`Images::remove_root`]. Mounted there already is fine.
+    pub async fn mount_layers(&self, id: &str, target: &Path) -> Result<(), RootError> {
+        let (inner, id, target) = (self.0.clone(), checked(id)?, target.to_owned());
+        blocking(move || {
+            let root = described(&inner, &id)?;
+            let failed = |source| RootError::System {
+                step: "mount the layers of",
+                id: id.clone(),
+                source,
+            };
+            if mount::is_mounted(&target).map_err(failed)? {
+                return Ok(());
+            }
+            let empty = inner.empty_directory();
+            let layers = root.lower.iter().map(PathBuf::as_path);
+            let lower: Vec<&Path> = layers.chain([empty.as_path()]).collect();
+            let overlay = mount::Overlay {
+                lower: &lower,
+                upper: None,
+            };
+            mount::overlay(&overlay, "wharf", &target).map_err(failed)
         })
         .await
     }

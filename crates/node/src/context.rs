@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use lifecycle::Drain;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::Config;
@@ -35,6 +36,8 @@ pub(crate) struct Context {
     pub(crate) events: Recorder,
     /// Counts up when images came or went.
     pub(crate) images_changed: watch::Sender<u64>,
+    /// Why this node is not ready, if it is not.
+    pub(crate) complaint: Mutex<Option<String>>,
     pub(crate) allocatable: BTreeMap<String, Quantity>,
     /// Bytes.
     pub(crate) machine_memory: u64,

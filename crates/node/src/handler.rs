@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
 
+use crate::failure;
 use crate::unverified;
 
 /// The most of a command's output, or of an answer's body, that is kept.
@@ -45,7 +46,7 @@ pub(crate) enum HandlerError {
 /// Why a command could not be run to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExecFailure {
-    #[error("{0}")]
+    #[error("{}", failure::of_exec(.0))]
     Start(#[source] engine::Error),
     #[error("command timed out: \"{command}\" timed out after {}", seconds(*limit))]
     TimedOut { command: String, limit: Duration },

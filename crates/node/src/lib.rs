@@ -26,8 +26,10 @@ mod context;
 mod downward;
 mod env;
 mod expand;
+mod failure;
 mod grpc;
 mod handler;
+mod health;
 mod hooks;
 mod local;
 mod log_reader;
@@ -60,6 +62,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use engine::Engine;
@@ -119,6 +122,9 @@ pub struct Config {
     /// Run containers that name no seccomp profile with the runtime's default one
     /// (the kubelet's `seccompDefault`).
     pub seccomp_default: bool,
+    /// How often the node says that it lives, and asks its engine whether it does. The node lifecycle
+    /// controller waits for 40 s.
+    pub heartbeat: Duration,
     /// The time.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
@@ -141,6 +147,7 @@ impl Config {
             port: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             seccomp_default: false,
+            heartbeat: Duration::from_secs(10),
             now: Arc::new(Timestamp::now),
         }
     }
@@ -220,6 +227,7 @@ impl Agent {
                 drain.clone(),
             ),
             images_changed: tokio::sync::watch::Sender::new(0),
+            complaint: parking_lot::Mutex::default(),
             allocatable,
             machine_memory: machine.memory,
             client,

@@ -10,20 +10,20 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints,
-    NodeFeatures, NodeStatus, ObjectReference,
+    NodeFeatures, NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeStatus, ObjectReference,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::json;
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
 use crate::Config;
 use crate::context::Context;
+use crate::health::Health;
 use crate::machine::{self, Machine};
-use crate::rotate;
+use crate::rotate::rotate_logs;
 
-/// How often the lease is renewed; the node lifecycle controller waits for 40 s.
-const LEASE_RENEWED_EVERY: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: i32 = 40;
 /// How often the status is written when nothing changes.
 const STATUS_EVERY: Duration = Duration::from_secs(300);
@@ -125,10 +125,19 @@ const CONDITIONS: [(&str, &str, &str, &str); 4] = [
     ),
 ];
 
-fn conditions(before: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
+/// `complaint`: why the node is not ready, if it is not.
+fn conditions(
+    before: &[NodeCondition],
+    complaint: Option<&str>,
+    now: Timestamp,
+) -> Vec<NodeCondition> {
     CONDITIONS
         .iter()
         .map(|(name, status, reason, message)| {
+            let (status, reason, message) = match (*name, complaint) {
+                ("Ready", Some(complaint)) => (&"False", &"KubeletNotReady", complaint),
+                _ => (status, reason, *message),
+            };
             let since = before
                 .iter()
                 .find(|known| known.type_ == *name && known.status == *status)
@@ -137,7 +146,7 @@ fn conditions(before: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
                 type_: (*name).to_owned(),
                 status: (*status).to_owned(),
                 reason: Some((*reason).to_owned()),
-                message: Some((*message).to_owned()),
+                message: Some(message.to_owned()),
                 last_heartbeat_time: Some(Time(now)),
                 last_transition_time: since.or(Some(Time(now))),
             }
@@ -170,6 +179,7 @@ async fn status(context: &Context, machine: &Machine, before: &NodeStatus) -> No
         type_: kind.to_owned(),
         address,
     };
+    let complaint = context.complaint.lock().clone();
     NodeStatus {
         addresses: Some(vec![
             address("InternalIP", config.node_ip.to_string()),
@@ -179,6 +189,7 @@ async fn status(context: &Context, machine: &Machine, before: &NodeStatus) -> No
         allocatable: Some(machine.allocatable(config.max_pods)),
         conditions: Some(conditions(
             before.conditions.as_deref().unwrap_or_default(),
+            complaint.as_deref(),
             context.now(),
         )),
         daemon_endpoints: config.port.map(|port| NodeDaemonEndpoints {
@@ -189,8 +200,19 @@ async fn status(context: &Context, machine: &Machine, before: &NodeStatus) -> No
         features: Some(NodeFeatures {
             supplemental_groups_policy: Some(false),
         }),
-        images: Some(images(context.engine.images().await)),
+        images: match complaint {
+            // An engine that is silent is not asked.
+            Some(_) => before.images.clone(),
+            None => Some(images(context.engine.images().await)),
+        },
         node_info: Some(machine.info.clone()),
+        runtime_handlers: Some(vec![NodeRuntimeHandler {
+            name: Some(String::new()),
+            features: Some(NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(false),
+                user_namespaces: Some(false),
+            }),
+        }]),
         ..NodeStatus::default()
     }
 }
@@ -222,6 +244,22 @@ async fn write_status(
 
 /// Says the things about the node that upstream says when it starts.
 pub(crate) fn say_started(context: &Context, node: &Node) {
+    say(context, node, "Starting", "Starting kubelet.".to_owned());
+    say_status(context, node, "NodeReady");
+}
+
+/// Says that the node's status is another one now.
+fn say_status(context: &Context, node: &Node, status: &str) {
+    let name = &context.config.node_name;
+    say(
+        context,
+        node,
+        status,
+        format!("Node {name} status is now: {status}"),
+    );
+}
+
+fn say(context: &Context, node: &Node, reason: &str, message: String) {
     let name = &context.config.node_name;
     let regarding = ObjectReference {
         kind: Some("Node".to_owned()),
@@ -230,21 +268,18 @@ pub(crate) fn say_started(context: &Context, node: &Node) {
         uid: node.metadata.uid.clone().or_else(|| Some(name.clone())),
         ..ObjectReference::default()
     };
-    let say = |reason: &str, message: String| {
-        let regarding = regarding.clone();
-        context
-            .events
-            .event_on(regarding, EventType::Normal, reason, None, message);
-    };
-    say("Starting", "Starting kubelet.".to_owned());
-    say("NodeReady", format!("Node {name} status is now: NodeReady"));
+    context
+        .events
+        .event_on(regarding, EventType::Normal, reason, None, message);
 }
 
 /// Keeps status and lease fresh until the program drains. `images_changed` has the status written at once.
 pub(crate) async fn keep_alive(context: Arc<Context>, machine: Machine, node: Node) {
     let mut node = node;
     let mut lease: Option<Lease> = None;
-    let mut renewals = tokio::time::interval(LEASE_RENEWED_EVERY);
+    let mut rotation: Option<JoinHandle<()>> = None;
+    let mut health = Health::new(context.config.heartbeat);
+    let mut renewals = tokio::time::interval(context.config.heartbeat);
     renewals.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let first = tokio::time::Instant::now() + STATUS_EVERY;
     let mut heartbeats = tokio::time::interval_at(first, STATUS_EVERY);
@@ -254,15 +289,24 @@ pub(crate) async fn keep_alive(context: Arc<Context>, machine: Machine, node: No
         tokio::select! {
             () = context.drain.signaled() => return,
             _ = renewals.tick() => {
+                health.ask(&context.engine);
                 match renew(&context, &node, lease.take()).await {
                     Ok(renewed) => lease = Some(renewed),
                     Err(error) => tracing::warn!(%error, "the node's lease was not renewed"),
                 }
-                if says_otherwise(&context) {
+                let has_turned = take_complaint(&context, &node, health.complaint());
+                if has_turned || says_otherwise(&context) {
                     node = refreshed(&context, &machine, node).await;
                 }
-                // Logs are looked at while the machine is awake anyway.
-                rotate::rotate_logs(&context).await;
+            }
+            sandboxes = health.answered() => {
+                // Beside this: a keeper that does not answer must not keep the lease from being renewed.
+                if rotation.as_ref().is_none_or(JoinHandle::is_finished) {
+                    rotation = Some(tokio::spawn(rotate_logs(context.clone(), sandboxes)));
+                }
+                if take_complaint(&context, &node, health.complaint()) {
+                    node = refreshed(&context, &machine, node).await;
+                }
             }
             _ = heartbeats.tick() => node = refreshed(&context, &machine, node).await,
             Ok(()) = images_changed.changed() => node = refreshed(&context, &machine, node).await,
@@ -270,9 +314,34 @@ pub(crate) async fn keep_alive(context: Arc<Context>, machine: Machine, node: No
     }
 }
 
-/// Whether the API has it that this node is not ready: it was not heard for a while, and its pods
-/// will be evicted unless it says how it is before the next regular time.
+/// Notes what is wrong with the engine; gives whether the status must be written for that. How long
+/// something has been wrong is told at the next regular time.
+fn take_complaint(context: &Context, node: &Node, complaint: Option<String>) -> bool {
+    let mut known = context.complaint.lock();
+    if known.is_some() == complaint.is_some() {
+        *known = complaint;
+        return false;
+    }
+    match &complaint {
+        Some(complaint) => {
+            tracing::warn!("the engine does not answer, and the node is not ready: {complaint}");
+            say_status(context, node, "NodeNotReady");
+        }
+        None => {
+            tracing::info!("the engine answers again");
+            say_status(context, node, "NodeReady");
+        }
+    }
+    *known = complaint;
+    true
+}
+
+/// Whether the API has it that this node is not ready although it is: it was not heard for a while,
+/// and its pods will be evicted unless it says how it is before the next regular time.
 fn says_otherwise(context: &Context) -> bool {
+    if context.complaint.lock().is_some() {
+        return false;
+    }
     let node = context.nodes.get(None, &context.config.node_name);
     let status = node.as_ref().and_then(|node| node.status.as_ref());
     let conditions = status.and_then(|status| status.conditions.as_ref());
@@ -352,12 +421,29 @@ mod tests {
             Timestamp::UNIX_EPOCH,
             Timestamp::from_second(60).expect("in range"),
         );
-        let first = conditions(&[], early);
-        let second = conditions(&first, late);
+        let first = conditions(&[], None, early);
+        let second = conditions(&first, None, late);
         for (old, new) in first.iter().zip(&second) {
             assert_eq!(old.last_transition_time, new.last_transition_time);
             assert_ne!(old.last_heartbeat_time, new.last_heartbeat_time);
         }
+    }
+
+    #[test]
+    fn a_node_with_a_complaint_is_not_ready_since_then() {
+        let (early, late) = (
+            Timestamp::UNIX_EPOCH,
+            Timestamp::from_second(60).expect("in range"),
+        );
+        let well = conditions(&[], None, early);
+        let ill = conditions(&well, Some("container runtime is down"), late);
+        let ready = ill.last().expect("four conditions");
+        assert_eq!(ready.type_, "Ready");
+        assert_eq!(ready.status, "False");
+        assert_eq!(ready.reason.as_deref(), Some("KubeletNotReady"));
+        assert_eq!(ready.message.as_deref(), Some("container runtime is down"));
+        assert_eq!(ready.last_transition_time, Some(Time(late)));
+        assert_eq!(ill[0].last_transition_time, Some(Time(early)));
     }
 
     #[test]

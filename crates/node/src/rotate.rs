@@ -1,7 +1,9 @@
 //! Keeps logs small: 10 MB a file, five files a run of a container.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use engine::SandboxStatus;
 use jiff::Timestamp;
 
 use crate::context::Context;
@@ -12,9 +14,9 @@ const BYTES_MAX: u64 = 10 << 20;
 /// Files of one run, with the one that is being written.
 const FILES_MAX: usize = 5;
 
-/// Moves long logs of running containers away, and removes the oldest.
-pub(crate) async fn rotate_logs(context: &Context) {
-    for sandbox in context.engine.sandboxes().await {
+/// Moves long logs of the running ones of these containers away, and removes the oldest.
+pub(crate) async fn rotate_logs(context: Arc<Context>, sandboxes: Vec<SandboxStatus>) {
+    for sandbox in sandboxes {
         for container in sandbox.containers {
             let running = matches!(container.state, engine::ContainerState::Running { .. });
             let log = &container.log_path;

@@ -1,5 +1,6 @@
 //! Making and starting one container: image, environment, mounts, create, start, postStart.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::context::Context;
 use crate::downward::Addresses;
 use crate::env::{self, Surroundings};
 use crate::expand::expand;
+use crate::failure;
 use crate::hooks;
 use crate::observed::label;
 use crate::pod::{self, Member};
@@ -70,6 +72,7 @@ pub(crate) struct Started {
 
 /// Carries out an order.
 pub(crate) async fn start(order: Order) -> Result<Started, Refusal> {
+    let order = Arc::new(order);
     let context = &order.context;
     let spec = order.pod.spec.clone().unwrap_or_default();
     let container = &order.member.container;
@@ -90,20 +93,12 @@ pub(crate) async fn start(order: Order) -> Result<Started, Refusal> {
         }
     };
     order.say("Created", "Container created".to_owned());
-    if let Err(error) = context.engine.start_container(&id).await {
-        let message = error.to_string();
-        order.warn("Failed", format!("Error: {message}"));
-        order.clean().await;
-        return Err(Refusal {
-            waiting: Waiting {
-                reason: "RunContainerError".to_owned(),
-                message: Some(message),
-            },
-            cause: Cause::Ran,
-        });
-    }
-    order.say("Started", "Container started".to_owned());
-    order.clean().await;
+    // Goes on when this job is given up: a process that ends at once may end its pod and so this
+    // job, before it was said how it started.
+    let launch = tokio::spawn(order.clone().launch(id.clone()));
+    launch
+        .await
+        .unwrap_or_else(|error| Err(other("RunContainerError", error.to_string())))?;
     let hook = container
         .lifecycle
         .as_ref()
@@ -128,6 +123,13 @@ fn other(reason: &str, message: String) -> Refusal {
             message: Some(message),
         },
         cause: Cause::Other,
+    }
+}
+
+fn why_not_started(error: &engine::Error) -> String {
+    match error {
+        engine::Error::Command(cause) => failure::of_start(cause),
+        other => other.to_string(),
     }
 }
 
@@ -181,6 +183,23 @@ async fn image(order: &Order) -> Result<ImageInfo, Refusal> {
 }
 
 impl Order {
+    /// Starts the process, and says so.
+    async fn launch(self: Arc<Self>, id: ContainerId) -> Result<(), Refusal> {
+        let result = self.context.engine.start_container(&id).await;
+        match &result {
+            Ok(()) => self.say("Started", "Container started".to_owned()),
+            Err(error) => self.warn("Failed", format!("Error: {}", why_not_started(error))),
+        }
+        self.clean().await;
+        result.map_err(|error| Refusal {
+            waiting: Waiting {
+                reason: "RunContainerError".to_owned(),
+                message: Some(why_not_started(&error)),
+            },
+            cause: Cause::Ran,
+        })
+    }
+
     fn say(&self, reason: &str, message: String) {
         self.context.event(
             &self.pod,
@@ -395,7 +414,7 @@ fn mounts(
         let place = places.get(volume).ok_or_else(|| {
             format!("cannot find volume \"{volume}\" to mount into container \"{name}\"")
         })?;
-        let source = match sub_path(mount, &value_of) {
+        let source = match sub_path(mount, &value_of)? {
             None => place.clone(),
             Some(path) => {
                 let target = pod_dir
@@ -430,11 +449,57 @@ fn mounts(
     Ok(mounts)
 }
 
-fn sub_path(mount: &VolumeMount, value_of: &impl Fn(&str) -> Option<String>) -> Option<String> {
-    let plain = mount.sub_path.clone().filter(|path| !path.is_empty());
-    let expression = mount
-        .sub_path_expr
-        .as_deref()
-        .filter(|path| !path.is_empty());
-    plain.or_else(|| expression.map(|text| expand(text, value_of)))
+/// The path below the volume, if not all of it is mounted. An expression may only name what has a value.
+fn sub_path(
+    mount: &VolumeMount,
+    value_of: &impl Fn(&str) -> Option<String>,
+) -> Result<Option<String>, String> {
+    let plain = mount.sub_path.as_ref().filter(|path| !path.is_empty());
+    if let Some(path) = plain {
+        return Ok(Some(path.clone()));
+    }
+    let expression = mount.sub_path_expr.as_ref();
+    let Some(expression) = expression.filter(|path| !path.is_empty()) else {
+        return Ok(None);
+    };
+    let missing = RefCell::new(Vec::new());
+    let path = expand(expression, |name| {
+        let value = value_of(name);
+        if value.is_none() {
+            missing.borrow_mut().push(name.to_owned());
+        }
+        value
+    });
+    let missing = missing.into_inner();
+    match missing.is_empty() {
+        true => Ok(Some(path)),
+        false => Err(format!("missing value for {}", missing.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn sub_paths_are_of_what_is_known() {
+        let check = |mount: serde_json::Value, expected: Result<Option<&str>, &str>| {
+            let mut whole = json!({"name": "v", "mountPath": "/v"});
+            let fields = mount.as_object().expect("fields").clone();
+            whole.as_object_mut().expect("a mount").extend(fields);
+            let mount: VolumeMount = serde_json::from_value(whole).expect("a mount");
+            let seen = sub_path(&mount, &|name| (name == "A").then(|| "a".to_owned()));
+            let seen = seen.as_ref().map(Option::as_deref).map_err(String::as_str);
+            assert_eq!(seen, expected);
+        };
+        check(json!({}), Ok(None));
+        check(json!({"subPath": "", "subPathExpr": ""}), Ok(None));
+        check(json!({"subPath": "x/$(A)"}), Ok(Some("x/$(A)")));
+        check(json!({"subPathExpr": "x/$(A)"}), Ok(Some("x/a")));
+        check(
+            json!({"subPathExpr": "$(B)/$(A)"}),
+            Err("missing value for B"),
+        );
+    }
 }

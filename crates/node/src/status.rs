@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::conditions;
+use crate::failure;
 use crate::observed::{Attempt, Observed};
 use crate::plan;
 use crate::pod::{Member, Role};
@@ -331,7 +332,10 @@ fn terminated(attempt: &Attempt) -> Option<ContainerStateTerminated> {
         container_id: Some(container_id(attempt)),
         exit_code: *code,
         reason: Some(reason.to_owned()),
-        message: message.clone().or_else(|| attempt.message.clone()),
+        message: match (started_at, message) {
+            (None, Some(cause)) => Some(failure::of_start(cause)),
+            _ => message.clone().or_else(|| attempt.message.clone()),
+        },
         started_at: Some(Time(started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
         finished_at: Some(Time(*finished_at)),
         ..ContainerStateTerminated::default()

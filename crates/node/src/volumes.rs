@@ -1,6 +1,6 @@
 //! The volumes of one pod: set up side by side, kept up to date while the pod lives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,8 @@ pub(crate) enum VolumeError {
     /// A bug in what sets up.
     #[error("set up: {0}")]
     Panic(#[from] tokio::task::JoinError),
+    #[error(transparent)]
+    Image(#[from] engine::Error),
     #[error("volumes of this kind are not available on this node")]
     Unsupported,
 }
@@ -79,6 +81,7 @@ impl VolumeKeeper {
         let (pod, pods) = watch::channel(pod);
         let task = tokio::spawn(async move {
             Keeper {
+                images_changed: context.images_changed.subscribe(),
                 context,
                 pods,
                 written: BTreeMap::new(),
@@ -95,11 +98,14 @@ impl VolumeKeeper {
         }
     }
 
-    /// Tells of a change of the pod: labels and annotations may be projected, the rest does not matter.
+    /// Tells of a change of the pod: labels and annotations may be projected, and an ephemeral
+    /// container may use another volume. The rest does not matter.
     pub(crate) fn update(&self, pod: &Arc<Pod>) {
         self.pod.send_if_modified(|known| {
             let (old, new) = (&known.metadata, &pod.metadata);
-            let differs = old.labels != new.labels || old.annotations != new.annotations;
+            let differs = old.labels != new.labels
+                || old.annotations != new.annotations
+                || used(known) != used(pod);
             if differs {
                 *known = pod.clone();
             }
@@ -127,6 +133,7 @@ impl VolumeKeeper {
 struct Keeper {
     context: Arc<Context>,
     pods: watch::Receiver<Arc<Pod>>,
+    images_changed: watch::Receiver<u64>,
     /// What was written last: a volume is not written again when nothing changed.
     written: BTreeMap<String, Files>,
     /// Held from one round to the next, so that watches go on.
@@ -150,8 +157,8 @@ impl Keeper {
             if round.complete {
                 self.retry = RETRY_MIN;
                 progress.send_if_modified(|known| match known {
-                    Progress::Ready(_) => false,
-                    Progress::Pending => {
+                    Progress::Ready(places) if **places == round.places => false,
+                    Progress::Ready(_) | Progress::Pending => {
                         *known = Progress::Ready(Arc::new(round.places));
                         true
                     }
@@ -195,6 +202,8 @@ impl Keeper {
         tokio::select! {
             () = timer => {}
             () = news => {}
+            // A volume may wait for its image.
+            Ok(()) = self.images_changed.changed(), if !complete => {}
             changed = self.pods.changed() => if changed.is_err() {
                 // The worker is gone and this task with it.
                 std::future::pending::<()>().await;
@@ -215,11 +224,14 @@ impl Keeper {
             subscriptions: Vec::new(),
             renew_at: None,
         };
-        let volumes = pod
+        let used = used(pod);
+        let mut volumes = pod
             .spec
             .as_ref()
             .and_then(|spec| spec.volumes.clone())
             .unwrap_or_default();
+        // As upstream: what no container mounts is not set up, and may be missing.
+        volumes.retain(|volume| used.contains(&volume.name));
         let written = &self.written;
         let each = volumes.iter().map(|volume| {
             let (context, addresses) = (context.clone(), &addresses);
@@ -267,6 +279,16 @@ impl Keeper {
     }
 }
 
+/// The names of the volumes that containers mount.
+fn used(pod: &Pod) -> BTreeSet<String> {
+    let members = pod.spec.as_ref().map(pod::members).unwrap_or_default();
+    let containers = members.iter().map(|member| &member.container);
+    containers
+        .flat_map(|container| container.volume_mounts.iter().flatten())
+        .map(|mount| mount.name.clone())
+        .collect()
+}
+
 /// Where a volume lies; with what was written, if it is made of objects.
 async fn set_up(
     context: &Context,
@@ -285,6 +307,17 @@ async fn set_up(
     }
     let group = group(maker.pod);
     let directory = directory(context, maker.pod, volume)?;
+    if let Some(image) = &volume.image {
+        let path = directory.clone();
+        blocking(move || Ok(make_directory(&path, Medium::Disk, None)?)).await?;
+        let sandbox = engine::SandboxId(pod::uid(maker.pod).to_owned());
+        let reference = image.reference.as_deref().unwrap_or_default();
+        context
+            .engine
+            .mount_image(&sandbox, &volume.name, reference, &directory)
+            .await?;
+        return Ok((directory, None));
+    }
     if let Some(empty_dir) = &volume.empty_dir {
         let medium = medium(empty_dir);
         let path = directory.clone();
@@ -348,6 +381,8 @@ fn directory(context: &Context, pod: &Pod, volume: &Volume) -> Result<PathBuf, V
         "downward-api"
     } else if volume.projected.is_some() {
         "projected"
+    } else if volume.image.is_some() {
+        "image"
     } else {
         return Err(VolumeError::Unsupported);
     };

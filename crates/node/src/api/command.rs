@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::api::{Failure, Query, find_pod, running, spdy, websocket};
 use crate::context::Context;
+use crate::failure;
 
 /// Pieces that wait between the process and the client, in each direction.
 pub(super) const WAITING_MAX: usize = 16;
@@ -198,22 +199,29 @@ async fn answer(
 async fn run(context: Arc<Context>, id: ContainerId, wanted: Wanted, task: Task, remote: Remote) {
     let output = remote.output.clone();
     let started = match task {
-        Task::Exec(spec) => context.engine.exec(&id, spec).await.map(|exec| Process {
-            streams: exec.streams,
-            exit: Some(exec.exit),
-            kill: Some(exec.kill),
-        }),
-        Task::Attach => context.engine.attach(&id).await.map(|streams| Process {
-            streams,
-            exit: None,
-            kill: None,
-        }),
+        Task::Exec(spec) => match context.engine.exec(&id, spec).await {
+            Ok(exec) => Ok(Process {
+                streams: exec.streams,
+                exit: Some(exec.exit),
+                kill: Some(exec.kill),
+            }),
+            Err(error) => Err(format!(
+                "error executing command in container: {}",
+                failure::of_exec(&error)
+            )),
+        },
+        Task::Attach => match context.engine.attach(&id).await {
+            Ok(streams) => Ok(Process {
+                streams,
+                exit: None,
+                kill: None,
+            }),
+            Err(error) => Err(format!("error attaching to container: {error}")),
+        },
     };
     let ending = match started {
         Ok(process) => carry(process, wanted, remote).await,
-        Err(error) => Some(Ending::Failed(format!(
-            "error executing command in container: {error}"
-        ))),
+        Err(message) => Some(Ending::Failed(message)),
     };
     if let Some(ending) = ending {
         // A client that is gone needs no end.

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +34,8 @@ struct State {
     listeners: Vec<mpsc::Sender<Event>>,
     made: u32,
     flag: bool,
+    /// Questions about all sandboxes are not answered.
+    is_silent: bool,
     /// Ports of sandboxes lead here.
     target: Option<std::net::SocketAddr>,
 }
@@ -140,6 +142,11 @@ impl FakeEngine {
         self.0.lock().flag = flag;
     }
 
+    /// Whether it leaves questions about all sandboxes without an answer.
+    pub(crate) fn set_silent(&self, is_silent: bool) {
+        self.0.lock().is_silent = is_silent;
+    }
+
     pub(crate) fn set_target(&self, target: std::net::SocketAddr) {
         self.0.lock().target = Some(target);
     }
@@ -208,6 +215,9 @@ impl FakeEngine {
 #[async_trait]
 impl Engine for FakeEngine {
     async fn sandboxes(&self) -> Vec<SandboxStatus> {
+        while self.0.lock().is_silent {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let state = self.0.lock();
         state
             .sandboxes
@@ -436,5 +446,19 @@ impl Engine for FakeEngine {
 
     async fn images(&self) -> Vec<ImageInfo> {
         Vec::new()
+    }
+
+    async fn mount_image(
+        &self,
+        _sandbox: &SandboxId,
+        _name: &str,
+        image: &str,
+        target: &Path,
+    ) -> Result<(), Error> {
+        if self.image(image).await.is_none() {
+            return Err(Error::ImageNotFound(image.to_owned()));
+        }
+        std::fs::write(target.join("image"), image).expect("the directory is there");
+        Ok(())
     }
 }

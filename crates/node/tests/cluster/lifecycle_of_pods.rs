@@ -195,8 +195,12 @@ async fn a_command_that_does_not_exist() {
     assert_eq!(ended["reason"], "StartError");
     assert_eq!(ended["exitCode"], 128);
     assert_eq!(ended["startedAt"], "1970-01-01T00:00:00Z");
-    let message = "Error: exec: \"missing\": executable file not found in $PATH";
-    house.until_said("web", "Failed", message).await;
+    let message = "OCI runtime create failed: unable to start container process: exec: \"missing\": executable file not found in $PATH";
+    assert_eq!(ended["message"], message);
+    // Said although the pod ends at once.
+    house
+        .until_said("web", "Failed", &format!("Error: {message}"))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,9 @@
 
 mod fake_engine;
 mod lifecycle_of_pods;
+mod node_status;
 mod streaming;
+mod volumes;
 
 use std::fmt::Debug;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,10 +33,15 @@ struct House {
     agent: node::Agent,
     stop: lifecycle::DrainTrigger,
     directory: TempDir,
+    heartbeat: Duration,
 }
 
 impl House {
     async fn new() -> House {
+        House::with_heartbeat(Duration::from_secs(10)).await
+    }
+
+    async fn with_heartbeat(heartbeat: Duration) -> House {
         let engine = Box::new(store::Memory);
         let store = store::Store::open(engine, apiserver::extract(), store::Options::default());
         let store = store.await.expect("a store in memory opens");
@@ -44,7 +51,7 @@ impl House {
         let server = ApiServer::new(config).await.expect("the server starts");
         let engine = FakeEngine::with_images(["app:1", "app:2"]);
         let directory = tempfile::tempdir().expect("a directory");
-        let (agent, stop) = start(&server, &engine, &directory).await;
+        let (agent, stop) = start(&server, &engine, &directory, heartbeat).await;
         let house = House {
             client: server.client(Caller::system_masters()),
             server,
@@ -52,6 +59,7 @@ impl House {
             agent,
             stop,
             directory,
+            heartbeat,
         };
         let account = json!({"metadata": {"name": "default"}});
         house
@@ -67,7 +75,8 @@ impl House {
         self.stop.signal();
         self.agent.ended().await;
         meanwhile(self).await;
-        let (agent, stop) = start(&self.server, &self.engine, &self.directory).await;
+        let (agent, stop) =
+            start(&self.server, &self.engine, &self.directory, self.heartbeat).await;
         self.agent = agent;
         self.stop = stop;
     }
@@ -226,15 +235,17 @@ async fn start(
     server: &ApiServer,
     engine: &Arc<FakeEngine>,
     directory: &TempDir,
+    heartbeat: Duration,
 ) -> (node::Agent, lifecycle::DrainTrigger) {
     let (stop, drain) = lifecycle::drain();
     let informers = Informers::new(server.client(Caller::node(NODE)), drain.clone());
-    let config = node::Config::new(
+    let mut config = node::Config::new(
         NODE,
         IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
         directory.path().to_owned(),
         Ipv4Addr::new(10, 96, 0, 10),
     );
+    config.heartbeat = heartbeat;
     let agent = node::Agent::start(informers, engine.clone(), config, drain).await;
     (agent.expect("the agent starts"), stop)
 }
