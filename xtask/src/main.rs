@@ -8,6 +8,7 @@ mod check;
 mod floors;
 mod hello;
 mod images;
+mod machine;
 mod packages;
 mod shell;
 mod test;
@@ -25,6 +26,7 @@ usage: cargo xtask TASK
   check    formatting, lints, floors, licences, banned crates
   images   make the test images; their directory is the last line
   hello    build, start a cluster, run the hello example on it
+  machine  try it on an emulated machine with systemd and cgroup v2 alone (minutes)
   bench    measure (cargo xtask bench -- --help)
 ";
 
@@ -56,6 +58,7 @@ fn run() -> anyhow::Result<()> {
             Ok(())
         }
         "hello" => hello::run(),
+        "machine" => machine::run(),
         "bench" => {
             let built = build::release(&["wharf", "bench"])?;
             let images = images::make()?;

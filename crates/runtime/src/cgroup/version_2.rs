@@ -21,8 +21,9 @@ use std::path::Path;
 use super::{CgroupError, make_directory, write};
 use crate::spec::Resources;
 
-/// Without these a sandbox cannot be limited and counted.
-const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Without these a sandbox cannot be limited and counted. Memory comes first: a cgroup with processes
+/// refuses it, but would hand the others down, to threads, and be of no use for anything else then.
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
 /// Handed down where they are there.
 const CONTROLLERS_OPTIONAL: [&str; 2] = ["io", "cpuset"];
@@ -48,7 +49,11 @@ pub(super) fn prepare(mount: &Path, path: &str) -> Result<(), CgroupError> {
         .iter()
         .try_for_each(|name| hand_down(mount, name));
     match handed_down {
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) && is_inside(mount) => {
+        // The second where somebody has handed others down to threads before.
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EOPNOTSUPP))
+                && is_inside(mount) =>
+        {
             make_room(mount)?;
         }
         Err(source) => {

@@ -25,8 +25,8 @@ const PLACE: &str = "/dev";
 pub(super) enum SharedMemory {
     /// A mount that is attached nowhere.
     Detached(OwnedFd),
-    /// A mount namespace in which it lies on [`PLACE`].
-    Namespace(OwnedFd),
+    /// A mount namespace in which it lies on [`PLACE`], and its device number.
+    Namespace { namespace: OwnedFd, device: u64 },
 }
 
 impl SharedMemory {
@@ -46,8 +46,9 @@ impl SharedMemory {
     fn in_namespace(size: u64) -> io::Result<SharedMemory> {
         elsewhere(|| {
             unshare(CloneFlags::CLONE_NEWNS)?;
-            lay_down(size)?;
-            own_namespace().map(SharedMemory::Namespace)
+            let device = lay_down(size)?;
+            let namespace = own_namespace()?;
+            Ok(SharedMemory::Namespace { namespace, device })
         })
     }
 
@@ -55,9 +56,14 @@ impl SharedMemory {
     pub(super) fn copy(&self) -> io::Result<OwnedFd> {
         match self {
             SharedMemory::Detached(memory) => copy(memory, ""),
-            SharedMemory::Namespace(namespace) => elsewhere(|| {
+            SharedMemory::Namespace { namespace, device } => elsewhere(|| {
                 setns(namespace, CloneFlags::CLONE_NEWNS)?;
-                copy(rustix::fs::CWD, PLACE)
+                let copied = copy(rustix::fs::CWD, PLACE)?;
+                // Whatever else may lie there must never be shown to a container.
+                match rustix::fs::fstat(&copied)?.st_dev == *device {
+                    true => Ok(copied),
+                    false => Err(io::Error::other("it is not where it was put")),
+                }
             }),
         }
     }
@@ -75,22 +81,29 @@ fn elsewhere<T>(visit: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     result
 }
 
+/// The calling thread's, which in a keeper is the process's.
 fn own_namespace() -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open("/proc/self/ns/mnt", flags, Mode::empty())?)
+    Ok(rustix::fs::open(
+        "/proc/thread-self/ns/mnt",
+        flags,
+        Mode::empty(),
+    )?)
 }
 
 /// In a mount namespace of its own: mounts the file system, to be seen there only.
-fn lay_down(size: u64) -> io::Result<()> {
+fn lay_down(size: u64) -> io::Result<u64> {
     const NONE: Option<&str> = None;
     mount(NONE, "/", NONE, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NONE)?;
-    Ok(mounts::move_mount(
-        file_system(size)?.as_fd(),
+    let memory = file_system(size)?;
+    mounts::move_mount(
+        memory.as_fd(),
         "",
         rustix::fs::CWD,
         PLACE,
         mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )?)
+    )?;
+    Ok(rustix::fs::fstat(&memory)?.st_dev)
 }
 
 fn copy(from: impl AsFd, path: &str) -> io::Result<OwnedFd> {
@@ -122,56 +135,55 @@ fn file_system(size: u64) -> io::Result<OwnedFd> {
 mod tests {
     use super::*;
 
-    /// Mounts and namespaces belong to threads' shared state: a child of its own does it.
-    fn in_child(test: fn() -> io::Result<bool>) {
+    /// Runs a test in a thread that has a working directory, a root and a mount namespace of its
+    /// own: whatever it mounts is gone with it and is never seen outside.
+    fn aside(test: fn() -> io::Result<()>) {
         if !rustix::process::geteuid().is_root() {
             return;
         }
-        let passed = std::thread::spawn(move || {
-            // A thread with its own working directory and root may change its mount namespace.
+        let thread = std::thread::spawn(move || {
+            const NONE: Option<&str> = None;
             unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)?;
-            mount(
-                None::<&str>,
-                "/",
-                None::<&str>,
-                MsFlags::MS_PRIVATE | MsFlags::MS_REC,
-                None::<&str>,
-            )?;
+            mount(NONE, "/", NONE, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NONE)?;
+            // On something that is its own, too: nothing below belongs to the machine.
+            mount(Some("aside"), "/mnt", Some("tmpfs"), MsFlags::empty(), NONE)?;
             test()
         });
-        let passed = passed.join().expect("it does not panic").expect("root may");
-        assert!(passed);
+        thread
+            .join()
+            .expect("no panic")
+            .expect("root may do all this");
+    }
+
+    fn place(memory: &SharedMemory, at: &str) -> io::Result<()> {
+        std::fs::create_dir(at)?;
+        Ok(mounts::move_mount(
+            memory.copy()?.as_fd(),
+            "",
+            rustix::fs::CWD,
+            at,
+            mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )?)
     }
 
     /// What is written through one copy is read through another.
-    fn shares(memory: &SharedMemory) -> io::Result<bool> {
-        let place = tempfile::tempdir()?;
-        let before = std::env::current_dir()?;
-        for content in ["", "from the first"] {
-            mounts::move_mount(
-                memory.copy()?.as_fd(),
-                "",
-                rustix::fs::CWD,
-                place.path(),
-                mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-            )?;
-            let file = place.path().join("file");
-            if std::fs::read_to_string(&file).unwrap_or_default() != content {
-                return Ok(false);
-            }
-            std::fs::write(&file, "from the first")?;
-            mounts::unmount(place.path(), mounts::UnmountFlags::empty())?;
-        }
-        Ok(std::env::current_dir()? == before)
+    fn check_sharing(memory: &SharedMemory) -> io::Result<()> {
+        std::env::set_current_dir("/mnt")?;
+        place(memory, "one")?;
+        std::fs::write("one/file", "from the first")?;
+        place(memory, "/mnt/two")?;
+        assert_eq!(std::fs::read_to_string("two/file")?, "from the first");
+        assert_eq!(std::env::current_dir()?, std::path::Path::new("/mnt"));
+        Ok(())
     }
 
     #[test]
     fn copies_share_what_is_in_them() {
-        in_child(|| shares(&SharedMemory::new(1 << 20)?));
+        aside(|| check_sharing(&SharedMemory::new(1 << 20)?));
     }
 
     #[test]
     fn copies_share_it_on_older_kernels_too() {
-        in_child(|| shares(&SharedMemory::in_namespace(1 << 20)?));
+        aside(|| check_sharing(&SharedMemory::in_namespace(1 << 20)?));
     }
 }

@@ -19,10 +19,22 @@ use rustix::mount as mounts;
 pub(super) fn mount(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
     // The mark of an earlier use of a volatile overlay.
     let _ = fs::remove_dir_all(work.join("work/incompat"));
+    // Asked for in vain, the kernel would complain in its log at every start.
+    if !takes_layers(&rustix::system::uname().release().to_string_lossy()) {
+        return mount_by_page(lower, upper, work, target);
+    }
     match mount_by_layers(lower, upper, work, target) {
         Err(Errno::INVAL) => mount_by_page(lower, upper, work, target),
         result => Ok(result?),
     }
+}
+
+/// Whether a kernel of this release (`6.1.0-56-amd64`) is Linux 6.7 or later.
+fn takes_layers(release: &str) -> bool {
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
 }
 
 fn mount_by_layers(
@@ -86,6 +98,19 @@ fn descriptor(path: &Path, held: &mut Vec<OwnedFd>) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        let check = |release: &str, expected: bool| {
+            assert_eq!(takes_layers(release), expected, "{release}");
+        };
+        check("6.1.0-56-amd64", false);
+        check("6.7", true);
+        check("6.12.48+deb13-amd64", true);
+        check("10.0.0", true);
+        check("5.15.0-91-generic", false);
+        check("", false);
+    }
 
     type Mount = fn(&[PathBuf], &Path, &Path, &Path) -> io::Result<()>;
 
