@@ -115,8 +115,15 @@ impl Program {
             return Ok(program);
         }
         // A table of another version may lack a set: then there is nothing to take up from it.
-        match table::read(&mut program.connection, &program.table) {
-            Ok(found) => program.adopt(found),
+        let read = table::read(&mut program.connection, &program.table).and_then(|found| {
+            let classes = table::read_classes(&mut program.connection, &program.table)?;
+            Ok((found, classes))
+        });
+        match read {
+            Ok((found, classes)) => {
+                program.adopt(found);
+                program.classes = classes;
+            }
             Err(error) => tracing::warn!(
                 table = program.table,
                 error = %error.source,
@@ -138,7 +145,6 @@ impl Program {
                 rewrite_source: port.rewrite_source,
                 unserved: port.unserved,
             };
-            self.classes.extend(class_of(&port.frontend, &entry));
             self.programmed.insert(port.frontend, entry);
             self.owned
                 .entry(Owner::Adopted)
@@ -569,10 +575,8 @@ impl Program {
             };
             let served = !entry.backends.is_empty();
             match set {
-                table::SERVICES | table::NODE_PORTS => class_of(frontend, entry)
+                table::SERVICES => class_of(frontend, entry)
                     .map(|class| table::service_element(frontend, class))
-                    .filter(|(its, _)| *its == set)
-                    .map(|(_, element)| element)
                     .into_iter()
                     .collect(),
                 table::STICKY_BACKENDS if entry.affinity.is_some() => entry
@@ -592,7 +596,6 @@ impl Program {
         };
         for set in [
             table::SERVICES,
-            table::NODE_PORTS,
             table::STICKY_BACKENDS,
             table::REFUSED,
             table::DROPPED,

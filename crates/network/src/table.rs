@@ -1,13 +1,16 @@
 //! What the instance's nf_tables table looks like, and which elements a service is in it.
 //!
 //! A frontend is one element of `services` and one of `endpoints` per backend. Chains are shared: all
-//! frontends with three backends go through `pick-3`. So a lookup is O(1), a service has no chain or
-//! rule of its own, and a change is a handful of elements.
+//! frontends with three backends are of one class and go through `pick-3`. So a lookup is O(1), a
+//! service has no chain or rule of its own, and a change is a handful of elements. Verdicts stand in a
+//! map of the few classes, not in that of the many frontends, because whenever a verdict comes to a map
+//! the kernel walks the whole of it in search of rings.
 //!
 //! ```text
 //! prerouting, output (nat)
-//!   └ services   daddr . protocol . port                   vmap @services → pick-N
-//!                protocol . port (local daddr)           vmap @node-ports → pick-local-N
+//!   └ services   daddr . protocol . port       @services → count . seconds ┐
+//!                any . protocol . port (local daddr)   @services → the same ┤
+//!                local? . count . seconds     vmap @classes → pick-N     ◄──┘
 //!       pick-N   frontend . random mod N      @endpoints → address . port → dnat
 //!   └ fallback   frontend . 0                 @endpoints → address . port → dnat
 //! postrouting (nat)
@@ -28,15 +31,14 @@
 //! - An element that is replaced under its key can be missed in both its forms: a lookup goes by the
 //!   generation that was in force when it began, whose element is unlinked right after the change.
 //!   (Linux 6.17 and later begin such a lookup again by themselves.) `fallback` looks after the
-//!   change, and finds the new one. Verdicts are not looked up twice, because the kernel walks the
-//!   whole map for each place that does, whenever one of its elements changes.
+//!   change, and finds the new one.
 //! - Whatever is left untranslated even so, and has endpoints, came midway: it is dropped, not
 //!   refused. Its client sends again.
 //!
 //! Whether a source must be rewritten is read off the connection's original destination, so no packet
 //! marks are used, which other programs might use as well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -46,7 +48,7 @@ use crate::nft::{self, Datum, Element, Hook, Leads, Register, Rules, Set, Type, 
 use crate::{Frontend, Protocol, ServicePort, Subnet, Unserved};
 
 pub(crate) const SERVICES: &str = "services";
-pub(crate) const NODE_PORTS: &str = "node-ports";
+pub(crate) const CLASSES: &str = "classes";
 pub(crate) const ENDPOINTS: &str = "endpoints";
 pub(crate) const STICKY: &str = "sticky";
 pub(crate) const STICKY_BACKENDS: &str = "sticky-backends";
@@ -83,9 +85,11 @@ const SETS: [Set; 10] = {
         Type::Address,
         Type::Port,
     ];
+    const CLASS: [Type; 2] = [Type::Mark, Type::Mark];
+    const CLASS_AT: [Type; 3] = [Type::Mark, Type::Mark, Type::Mark];
     [
-        set(SERVICES, &FRONTEND, Leads::Verdict),
-        set(NODE_PORTS, &[Type::Protocol, Type::Port], Leads::Verdict),
+        set(SERVICES, &FRONTEND, Leads::Data(&CLASS)),
+        set(CLASSES, &CLASS_AT, Leads::Verdict),
         set(ENDPOINTS, &SLOT, Leads::Data(&BACKEND)),
         Set {
             name: STICKY,
@@ -120,8 +124,6 @@ pub(crate) struct Class {
     seconds: u32,
 }
 
-const STICKY_SUFFIX: &str = "-sticky-";
-
 impl Class {
     /// More backends than this are not used.
     pub(crate) const COUNT_MAX: usize = 1 << 15;
@@ -140,13 +142,31 @@ impl Class {
         let place = if self.local { "pick-local" } else { "pick" };
         match self.seconds {
             0 => format!("{place}-{}", self.count),
-            seconds => format!("{place}-{}{STICKY_SUFFIX}{seconds}", self.count),
+            seconds => format!("{place}-{}-sticky-{seconds}", self.count),
         }
     }
 
-    fn affinity_of(chain: &str) -> Option<Duration> {
-        let (_, seconds) = chain.rsplit_once(STICKY_SUFFIX)?;
-        Some(Duration::from_secs(seconds.parse().ok()?))
+    /// As `services` leads to it; where the frontend is, is known there.
+    fn datum(self) -> [u8; 8] {
+        let [count, seconds] = [self.count, self.seconds].map(u32::to_ne_bytes);
+        let mut datum = [0; 8];
+        datum[..4].copy_from_slice(&count);
+        datum[4..].copy_from_slice(&seconds);
+        datum
+    }
+
+    fn read(local: bool, datum: &[u8]) -> Option<Class> {
+        let (count, seconds) = (number32(datum, 0)?, number32(datum, 4)?);
+        let class = Class {
+            local,
+            count,
+            seconds,
+        };
+        (count as usize <= Self::COUNT_MAX).then_some(class)
+    }
+
+    fn affinity(self) -> Option<Duration> {
+        (self.seconds > 0).then(|| Duration::from_secs(self.seconds.into()))
     }
 }
 
@@ -179,17 +199,11 @@ pub(crate) fn build(rules: &mut Rules, table: &str, shape: &Shape) {
 pub(crate) fn read(connection: &mut Connection, table: &str) -> Result<Vec<ServicePort>, Refused> {
     let mut found: BTreeMap<Frontend, ServicePort> = BTreeMap::new();
     let mut places: BTreeMap<(Frontend, u32), SocketAddrV4> = BTreeMap::new();
-    let services = nft::elements(connection, table, SERVICES)?;
-    let node_ports = nft::elements(connection, table, NODE_PORTS)?;
-    let any_address = |(key, data)| ([vec![0; 4], key].concat(), data);
-    for (key, data) in services
-        .into_iter()
-        .chain(node_ports.into_iter().map(any_address))
-    {
-        let Some(port) = read_frontend(&key).map(|frontend| port_at(&mut found, frontend)) else {
-            continue;
-        };
-        port.affinity = std::str::from_utf8(&data).ok().and_then(Class::affinity_of);
+    for (key, data) in nft::elements(connection, table, SERVICES)? {
+        if let Some(frontend) = read_frontend(&key) {
+            let class = Class::read(frontend.address.is_none(), &data);
+            port_at(&mut found, frontend).affinity = class.and_then(Class::affinity);
+        }
     }
     for (key, data) in nft::elements(connection, table, ENDPOINTS)? {
         let place = key.get(12..).and_then(|place| number32(place, 0));
@@ -217,6 +231,16 @@ pub(crate) fn read(connection: &mut Connection, table: &str) -> Result<Vec<Servi
         }
     }
     Ok(found.into_values().collect())
+}
+
+/// Reads back which classes there are.
+pub(crate) fn read_classes(
+    connection: &mut Connection,
+    table: &str,
+) -> Result<BTreeSet<Class>, Refused> {
+    let found = nft::elements(connection, table, CLASSES)?;
+    let class = |(key, _): nft::Pair| Class::read(number32(&key, 0)? != 0, key.get(4..)?);
+    Ok(found.into_iter().filter_map(class).collect())
 }
 
 fn port_at(found: &mut BTreeMap<Frontend, ServicePort>, frontend: Frontend) -> &mut ServicePort {
@@ -263,23 +287,25 @@ fn backend_bytes(backend: &SocketAddrV4) -> Vec<u8> {
     [backend.ip().octets(), port_bytes(backend.port())].concat()
 }
 
-/// The map of a frontend, and its element there, which says how it picks.
-pub(crate) fn service_element(frontend: &Frontend, class: Class) -> (&'static str, Element) {
-    let mut key = frontend_key(frontend);
-    let set = match frontend.address {
-        Some(_) => SERVICES,
-        None => {
-            key.drain(..4);
-            NODE_PORTS
-        }
-    };
-    (
-        set,
-        Element {
-            key,
-            datum: Datum::Goto(class.chain()),
-        },
-    )
+/// The element of a frontend in `services`, which says of what class it is.
+pub(crate) fn service_element(frontend: &Frontend, class: Class) -> Element {
+    Element {
+        key: frontend_key(frontend),
+        datum: Datum::Bytes(class.datum().to_vec()),
+    }
+}
+
+/// The element that leads to the chain of a class.
+fn class_element(class: Class) -> Element {
+    Element {
+        key: [&place(class.local)[..], &class.datum()].concat(),
+        datum: Datum::Goto(class.chain()),
+    }
+}
+
+/// Whether the frontend is every local address, as part of a class's key.
+fn place(local: bool) -> [u8; 4] {
+    u32::from(local).to_ne_bytes()
 }
 
 /// The element of one backend at its place among the others.
@@ -380,18 +406,15 @@ fn build_guard(rules: &mut Rules, shape: &Shape) {
 }
 
 fn build_services(rules: &mut Rules) {
-    rules.add_rule(SERVICES, |rule| {
-        rule.destination_address(Register(0))
-            .protocol(Register(1))
-            .destination_port(Register(2))
-            .follow(Register(0), SERVICES);
-    });
-    rules.add_rule(SERVICES, |rule| {
-        rule.destination_is_local()
-            .protocol(Register(0))
-            .destination_port(Register(1))
-            .follow(Register(0), NODE_PORTS);
-    });
+    // Registers: 0…2 frontend · 3 place · 4, 5 class. The class's key is 3…5 in one row.
+    for any_address in [false, true] {
+        rules.add_rule(SERVICES, |rule| {
+            load_frontend(rule, any_address);
+            rule.look_up(Register(0), SERVICES, Register(4))
+                .load(Register(3), place(any_address))
+                .follow(Register(3), CLASSES);
+        });
+    }
 }
 
 /// For packets that have met a change of their service between two lookups.
@@ -537,11 +560,13 @@ pub(crate) fn add_class(rules: &mut Rules, class: Class) {
     // A table that was taken up may have the chain already, with the same rules.
     rules.flush_chain(&chain);
     build_pick(rules, &chain, class);
+    rules.add_elements(CLASSES, &[class_element(class)]);
 }
 
 /// Takes the chain of a class away, which no service uses any more.
 pub(crate) fn delete_class(rules: &mut Rules, class: Class) {
     let chain = class.chain();
+    rules.delete_elements(CLASSES, &[class_element(class)]);
     rules.flush_chain(&chain);
     rules.delete_chain(&chain);
 }

@@ -333,6 +333,40 @@ fn a_change_costs_what_changed() {
 }
 
 #[test]
+fn chains_that_nobody_uses_go_even_those_of_an_earlier_daemon() {
+    on_a_machine(|config| async move {
+        let backend = |last: u8| SocketAddrV4::new(Ipv4Addr::new(10, 200, 0, last), 80);
+        let change = |count: u8| {
+            let backends: Vec<_> = (0..count).map(backend).collect();
+            service("default/web", vec![port(tcp(Some(VIP), 80), &backends)])
+        };
+        let picks = || {
+            let chains = chain_names().into_iter();
+            chains.filter(|name| name.starts_with("pick-")).count()
+        };
+        let counts: Vec<u8> = (1..=50).collect();
+        for counts in [&counts[..], &[51, 52, 53, 54, 55, 56, 57, 58, 59, 60], &[1]] {
+            let network = Network::open(config.clone()).await.expect("opens");
+            for count in counts {
+                let changed = network.change_services(change(*count)).await;
+                changed.expect("programs");
+            }
+        }
+        assert_eq!(
+            picks(),
+            60,
+            "they stay for the next, while they are not too many"
+        );
+        let network = Network::open(config).await.expect("opens");
+        for count in 61..=80 {
+            let changed = network.change_services(change(count)).await;
+            changed.expect("programs");
+        }
+        assert!(picks() < 30, "{} chains", picks());
+    });
+}
+
+#[test]
 fn udp_clients_from_before_a_node_port_meet_its_backend() {
     on_a_machine(|config| async move {
         let network = Network::open(config).await.expect("opens");

@@ -225,8 +225,8 @@ fn who_missed_the_frontend_is_served() {
         let change = service("web", frontends.map(|at| port(at, &[backend])).to_vec());
         network.change_services(change).await.expect("programs");
         for frontend in &frontends {
-            let (set, element) = table::service_element(frontend, Class::new(frontend, 1, None));
-            remove_element(set, element);
+            let class = Class::new(frontend, 1, None);
+            remove_element(table::SERVICES, table::service_element(frontend, class));
         }
         for to in [(VIP, 80), (NODE, 30_080)] {
             client.get(to).expect("pod");
