@@ -115,11 +115,14 @@ fn is_mirrored(endpoints: &Endpoints) -> bool {
         && endpoints.metadata.deletion_timestamp.is_none()
 }
 
+/// What comes into one slice.
+type Group = (Vec<EndpointPort>, Vec<Endpoint>);
+
 /// Works out the slices of Endpoints: one for each set of ports and family of addresses. `known` are
 /// those that there are.
 fn arrange(endpoints: &Endpoints, known: &[Arc<EndpointSlice>]) -> Changes {
     // By family and the ports' text, so that subsets with the same ports come together.
-    let mut groups: BTreeMap<(&str, String), (Vec<EndpointPort>, Vec<Endpoint>)> = BTreeMap::new();
+    let mut groups: BTreeMap<(&str, String), Group> = BTreeMap::new();
     for subset in endpoints.subsets.iter().flatten() {
         let ports: Vec<_> = subset.ports.iter().flatten().map(port_of).collect();
         for (address, ready) in addresses_of(subset) {
