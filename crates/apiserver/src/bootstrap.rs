@@ -180,8 +180,7 @@ async fn create(call: &Call, mut object: Value) -> Result<(), Failure> {
 }
 
 fn complete(call: &Call, object: &mut Value) -> Result<(), Failure> {
-    body::complete(call, &call.resource, object, None, FieldValidation::Strict)
-        .map_err(Failure::internal)
+    body::complete(call, &call.resource, object, FieldValidation::Strict).map_err(Failure::internal)
 }
 
 fn options() -> WriteOptions {

@@ -7,18 +7,17 @@
 use serde_json::{Map, Value};
 
 use crate::base64;
-use crate::duplicates;
 use crate::quantity::Quantity;
 use crate::schema::{Form, SchemaRef, Type};
+use crate::strict;
 use crate::time;
 
 /// What the decoder had to say about a body.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Decoded {
-    /// `unknown field "spec.foo"`; the fields are removed from the body.
-    pub unknown: Vec<String>,
-    /// `duplicate field "spec.foo"`; only known when the raw bytes were given.
-    pub duplicate: Vec<String>,
+    /// `unknown field "spec.foo"`: the fields are removed from the body; and, which can only be known when the raw
+    /// bytes were given, `duplicate field "spec.foo"`. In the order of the raw bytes, else in that of the names.
+    pub faults: Vec<String>,
     /// Why the body cannot be read at all, as Go tells it (`json: cannot unmarshal …`); the body is then unusable.
     pub error: Option<String>,
 }
@@ -31,9 +30,16 @@ pub(crate) fn decode(body: &mut Value, raw: Option<&[u8]>, schema: &SchemaRef) -
         mismatch: None,
     };
     let aborted = reader.read(body, schema).err();
+    let faults = match raw {
+        Some(raw) => strict::faults(raw, &reader.unknown),
+        None => {
+            reader.unknown.sort_unstable();
+            let told = |path| format!("unknown field \"{path}\"");
+            reader.unknown.into_iter().map(told).collect()
+        }
+    };
     Decoded {
-        unknown: reader.unknown,
-        duplicate: raw.map(duplicates::find).unwrap_or_default(),
+        faults,
         error: aborted.or(reader.mismatch),
     }
 }
@@ -78,6 +84,7 @@ pub(crate) fn apply_defaults(value: &mut Value, schema: &SchemaRef) {
 struct Reader {
     /// Where the walk is: `spec.containers[0].name`.
     path: String,
+    /// Paths of fields that the type lacks.
     unknown: Vec<String>,
     /// Go goes on after a mismatch and tells the first.
     mismatch: Option<String>,
@@ -129,8 +136,7 @@ impl Reader {
         for name in strange {
             fields.remove(&name);
             let dot = if self.path.is_empty() { "" } else { "." };
-            self.unknown
-                .push(format!("unknown field \"{}{dot}{name}\"", self.path));
+            self.unknown.push(format!("{}{dot}{name}", self.path));
         }
         for (name, field) in schema.fields() {
             let form = field.form();

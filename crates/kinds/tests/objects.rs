@@ -26,7 +26,7 @@ fn kind_of(object: &Value) -> &'static Kind {
 fn read(object: &mut Value) -> Result<(), Vec<String>> {
     let kind = kind_of(object);
     let decoded = kind.decode(object, None);
-    let refused: Vec<String> = decoded.error.into_iter().chain(decoded.unknown).collect();
+    let refused: Vec<String> = decoded.error.into_iter().chain(decoded.faults).collect();
     if !refused.is_empty() {
         return Err(refused);
     }

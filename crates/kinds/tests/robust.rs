@@ -101,7 +101,7 @@ proptest! {
             // What was read once is read again without a word.
             let mut again = object.clone();
             let decoded = kind.decode(&mut again, None);
-            prop_assert!(decoded.error.is_none() && decoded.unknown.is_empty(), "{:?}", decoded);
+            prop_assert!(decoded.error.is_none() && decoded.faults.is_empty(), "{:?}", decoded);
             prop_assert_eq!(again, object);
         }
     }

@@ -1,8 +1,8 @@
 //! Handing a request on to another HTTP server, as a reverse proxy does.
 //!
 //! What belongs to one connection (RFC 9110 section 7.6.1) and what proves who the caller is stays
-//! behind; where the answer points to the server itself, it is made to point back through the API.
-//! Links inside HTML pages are left as they are: relative ones work, absolute ones do not.
+//! behind; where the answer points to the server itself, in a header or in an HTML page
+//! ([`super::links`]), it is made to point back through the API.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tower::ServiceExt as _;
 
+use super::links::Links;
 use crate::handle::Call;
 use crate::serve::Peer;
 use crate::status::Failure;
@@ -137,7 +138,24 @@ pub(super) async fn send(
     if let Some(location) = location.and_then(|text| HeaderValue::try_from(text).ok()) {
         headers.insert(header::LOCATION, location);
     }
+    if is_page(headers) {
+        // Its length changes.
+        headers.remove(header::CONTENT_LENGTH);
+        response = response.map(|page| Links::new(before).of_body(page));
+    }
     Ok(response)
+}
+
+/// Whether the answer is HTML that can be read.
+fn is_page(headers: &HeaderMap) -> bool {
+    let media = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split(';').next());
+    let plain = headers
+        .get(header::CONTENT_ENCODING)
+        .is_none_or(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
+    plain && media.is_some_and(|media| media.trim().eq_ignore_ascii_case("text/html"))
 }
 
 /// The path up to and including `proxy`, and what follows it with its leading slash, both as they
@@ -210,6 +228,14 @@ fn prepare(
     remove_hop_by_hop(&mut headers);
     headers.remove(header::UPGRADE);
     headers.remove(header::AUTHORIZATION);
+    let wants_page = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .any(|value| memchr::memmem::find(value.as_bytes(), b"text/html").is_some());
+    if wants_page {
+        // A page is to come as text, so that its links can be rewritten.
+        headers.remove(header::ACCEPT_ENCODING);
+    }
     let impersonating: Vec<HeaderName> = headers
         .keys()
         .filter(|name| name.as_str().starts_with("impersonate-"))
@@ -446,11 +472,12 @@ mod tests {
     }
 
     /// A server that reads one request head, answers with these bytes, and then echoes.
-    async fn server(answer: &'static str) -> (SocketAddr, tokio::task::JoinHandle<String>) {
+    async fn server(answer: impl Into<String>) -> (SocketAddr, tokio::task::JoinHandle<String>) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
             .expect("a port");
         let address = listener.local_addr().expect("an address");
+        let answer = answer.into();
         let asked = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             let mut head = Vec::new();
@@ -520,6 +547,41 @@ mod tests {
                 format!("x-forwarded-uri: {PROXY}/a%2Fb/"),
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn links_of_a_page_lead_back_and_other_texts_stay() {
+        let check = async |headers: &str, expected: &str| {
+            let page = r#"<a href="/x">"#;
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\n{headers}Content-Length: {}\r\nConnection: close\r\n\r\n{page}",
+                page.len()
+            );
+            let (address, asked) = server(answer).await;
+            let call = call(&[
+                ("host", "api:6443"),
+                ("accept", "text/html"),
+                ("accept-encoding", "br"),
+            ])
+            .await;
+            let target = Target::address(Scheme::Http, address.ip(), address.port());
+            let response = send(&call, target, request(&format!("{PROXY}/")))
+                .await
+                .expect("an answer");
+            let length = response.headers().get(header::CONTENT_LENGTH).cloned();
+            let body = response.into_body().collect().await.expect("a body");
+            assert_eq!(body.to_bytes(), expected, "{headers}");
+            // What is told of the length is true.
+            let told = length.map(|length| length.to_str().expect("a number").to_owned());
+            assert!(told.is_none_or(|told| told == expected.len().to_string()));
+            let asked = asked.await.expect("asked").to_ascii_lowercase();
+            assert!(!asked.contains("\r\naccept-encoding: br"), "{asked}");
+        };
+        let back = format!(r#"<a href="{PROXY}/x">"#);
+        check("Content-Type: text/html; charset=utf-8\r\n", &back).await;
+        let same = r#"<a href="/x">"#;
+        check("Content-Type: text/plain\r\n", same).await;
+        check("Content-Type: text/html\r\nContent-Encoding: br\r\n", same).await;
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@ pub(crate) mod binding;
 mod eviction;
 mod forward;
 mod kubelet;
+mod links;
 mod proxy;
 mod scale;
 mod token_request;

@@ -21,6 +21,9 @@ use crate::encode::metadata_str;
 use crate::handle::{Call, Core, Resource};
 use crate::status::Failure;
 
+/// Where the agent of a node listens that does not say so.
+const KUBELET_PORT: u64 = 10250;
+
 /// Whether a kind can be reached through `proxy`.
 pub(super) fn is_for(resource: &Resource) -> bool {
     ["Pod", "Service", "Node"]
@@ -177,12 +180,14 @@ fn is_of_pod(core: &Core, namespace: &str, endpoint: &Value) -> Option<IpAddr> {
 
 fn of_node(call: &Call, wanted: &Wanted<'_>) -> Result<Target, Failure> {
     let node = wanted.object(call)?;
-    let kubelet_port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
+    let kubelet_port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+        .as_u64()
+        .unwrap_or(KUBELET_PORT);
     let is_kubelet = wanted.port.is_empty()
         || wanted
             .port
             .parse::<u16>()
-            .is_ok_and(|port| *kubelet_port == port);
+            .is_ok_and(|port| kubelet_port == u64::from(port));
     if is_kubelet {
         let name = metadata_str(&node, "name");
         let agent = call.core.config.nodes.node(name).ok_or_else(|| {

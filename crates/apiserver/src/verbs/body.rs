@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, header};
 use serde_json::Value;
 
+use super::yaml;
 use crate::handle::{Call, Resource};
 use crate::options::FieldValidation;
 use crate::status::Failure;
@@ -22,10 +23,13 @@ pub(crate) fn object(
     let mut object = parse(bytes, encoding, call.resource.kind.kind())?;
     set_types(call, &call.resource, &mut object)
         .map_err(|wrong| wrong.refused(call.resource.kind.kind()))?;
-    // YAML readers refuse duplicate keys themselves; protobuf has none.
-    let raw =
-        (encoding == Encoding::Json && validation != FieldValidation::Ignore).then_some(&bytes[..]);
-    complete(call, &call.resource, &mut object, raw, validation).map_err(|why| {
+    let asks = validation != FieldValidation::Ignore;
+    let read = match encoding {
+        Encoding::Json if asks => Read::Json(bytes),
+        Encoding::Yaml if asks => Read::Yaml(bytes),
+        _ => Read::Patched(&[]),
+    };
+    complete_read(call, &call.resource, &mut object, read, validation).map_err(|why| {
         let kind = call.resource.kind;
         Failure::bad_request(format!(
             "{} in version {} cannot be handled as a {}: {why}",
@@ -37,32 +41,75 @@ pub(crate) fn object(
     Ok(object)
 }
 
+/// The text that an object was read from, if it may hold more than the object.
+#[derive(Clone, Copy)]
+enum Read<'a> {
+    Json(&'a [u8]),
+    Yaml(&'a [u8]),
+    /// None, but what a patch said twice.
+    Patched(&'a [String]),
+}
+
 /// Brings an object of this resource into the shape of its type, with defaults. The error says
 /// why it is none.
 pub(crate) fn complete(
     call: &Call,
     resource: &Resource,
     object: &mut Value,
-    raw: Option<&[u8]>,
+    validation: FieldValidation,
+) -> Result<(), String> {
+    complete_read(call, resource, object, Read::Patched(&[]), validation)
+}
+
+/// The same for an object that was patched, and `duplicates` are the complaints of the patch.
+pub(crate) fn complete_patched(
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    duplicates: &[String],
+    validation: FieldValidation,
+) -> Result<(), String> {
+    complete_read(
+        call,
+        resource,
+        object,
+        Read::Patched(duplicates),
+        validation,
+    )
+}
+
+fn complete_read(
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    read: Read<'_>,
     validation: FieldValidation,
 ) -> Result<(), String> {
     let kind = resource.kind;
+    let raw = match read {
+        Read::Json(raw) => Some(raw),
+        _ => None,
+    };
     let decoded = kind.decode(object, raw);
     if let Some(error) = decoded.error {
         return Err(error);
     }
-    let faults: Vec<String> = decoded
-        .duplicate
-        .into_iter()
-        .chain(decoded.unknown)
-        .collect();
-    if !faults.is_empty() {
-        match validation {
-            FieldValidation::Strict => {
-                return Err(format!("strict decoding error: {}", faults.join(", ")));
-            }
-            FieldValidation::Warn => faults.into_iter().for_each(|fault| call.warn(fault)),
-            FieldValidation::Ignore => {}
+    let is_strict = validation == FieldValidation::Strict;
+    let repeated = match read {
+        Read::Json(_) => Vec::new(),
+        Read::Yaml(text) => match yaml::repeated_keys(text) {
+            repeated if is_strict && !repeated.is_empty() => vec![yaml::in_one(&repeated)],
+            repeated => repeated,
+        },
+        Read::Patched(duplicates) => duplicates.to_vec(),
+    };
+    let faults: Vec<String> = repeated.into_iter().chain(decoded.faults).collect();
+    match validation {
+        FieldValidation::Ignore => {}
+        FieldValidation::Warn => faults.into_iter().for_each(|fault| call.warn(fault)),
+        FieldValidation::Strict if faults.is_empty() => {}
+        FieldValidation::Strict => {
+            return Err(format!("strict decoding error: {}", faults.join(", ")));
         }
     }
     kind.default(object);
@@ -111,7 +158,7 @@ pub(crate) fn read(bytes: &[u8], encoding: Encoding) -> Result<Value, String> {
     const STEP: &str = "couldn't get version/kind; json parse error";
     let value: Value = match encoding {
         Encoding::Protobuf => protobuf::decode(bytes).map_err(|error| error.to_string())?,
-        Encoding::Yaml => yaml_value(bytes).map_err(|error| format!("yaml: {error}"))?,
+        Encoding::Yaml => yaml::value(bytes).map_err(|error| format!("yaml: {error}"))?,
         Encoding::Json => serde_json::from_slice(bytes)
             .map_err(|error| format!("{STEP}: {}", go_syntax_error(bytes, &error)))?,
     };
@@ -150,16 +197,6 @@ pub(crate) fn go_kind(value: &Value) -> &'static str {
         Value::Array(_) => "array",
         Value::Object(_) => "object",
     }
-}
-
-/// YAML as Kubernetes users mean it (YAML 1.1 booleans and octal numbers).
-pub(crate) fn yaml_value(bytes: &[u8]) -> Result<Value, String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    let options = serde_saphyr::options! {
-        legacy_octal_numbers: true,
-        strict_booleans: false,
-    };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
 }
 
 /// What an error text shows of a body.
@@ -327,14 +364,5 @@ mod tests {
             &format!("{must}json: cannot unmarshal string {go_struct} (61)"),
         );
         assert!(parse(b"a: [", Encoding::Yaml, "Pod").is_err());
-    }
-
-    #[test]
-    fn yaml_is_read_as_users_mean_it() {
-        let value = yaml_value(b"mode: 0644\nflag: yes\ntext: \"yes\"\n").expect("well-formed");
-        assert_eq!(
-            value,
-            serde_json::json!({"mode": 420, "flag": true, "text": "yes"})
-        );
     }
 }

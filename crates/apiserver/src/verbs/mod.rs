@@ -13,3 +13,4 @@ pub(crate) mod patch;
 pub(crate) mod select;
 pub(crate) mod update;
 pub(crate) mod watch;
+mod yaml;

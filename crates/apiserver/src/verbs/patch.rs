@@ -7,11 +7,11 @@ use patch::{JsonPatchError, StrategicError};
 use serde_json::Value;
 
 use super::managed::{Place, ignored};
-use super::{body, change, update};
+use super::{body, change, update, yaml};
 use crate::Body;
 use crate::encode::{members, metadata_str};
 use crate::handle::Call;
-use crate::options::WriteOptions;
+use crate::options::{FieldValidation, WriteOptions};
 use crate::status::{Failure, FaultReason, fault};
 
 /// A patch that has been read.
@@ -33,7 +33,7 @@ impl Change {
             "application/json-patch+json" => Ok(Change::Json(json(bytes)?)),
             "application/merge-patch+json" => Ok(Change::Merge(json(bytes)?)),
             "application/strategic-merge-patch+json" => Ok(Change::Strategic(json(bytes)?)),
-            "application/apply-patch+yaml" => body::yaml_value(bytes)
+            "application/apply-patch+yaml" => yaml::value(bytes)
                 .and_then(|config| match config {
                     Value::Object(_) => Ok(Change::Apply(config)),
                     other => Err(format!(
@@ -43,6 +43,37 @@ impl Change {
                 })
                 .map_err(|error| Failure::bad_request(format!("error decoding YAML: {error}"))),
             _ => Err(Failure::unsupported_patch()),
+        }
+    }
+
+    /// Complaints of fields that stand twice in `bytes`, which this patch was read from: those of a
+    /// configuration are made here, the others belong to the patched object.
+    fn duplicates(
+        &self,
+        call: &Call,
+        bytes: &[u8],
+        validation: FieldValidation,
+    ) -> Result<Vec<String>, Failure> {
+        if validation == FieldValidation::Ignore {
+            return Ok(Vec::new());
+        }
+        match self {
+            Change::Json(_) => Ok(kinds::duplicate_fields(bytes)
+                .into_iter()
+                .map(|fault| format!("json patch {fault}"))
+                .collect()),
+            Change::Merge(_) | Change::Strategic(_) => Ok(kinds::duplicate_fields(bytes)),
+            Change::Apply(_) => {
+                let repeated = yaml::repeated_keys(bytes);
+                if validation == FieldValidation::Strict && !repeated.is_empty() {
+                    return Err(Failure::bad_request(format!(
+                        "error strict decoding YAML: error converting YAML to JSON: {}",
+                        yaml::in_one(&repeated)
+                    )));
+                }
+                repeated.into_iter().for_each(|text| call.warn(text));
+                Ok(Vec::new())
+            }
         }
     }
 
@@ -141,6 +172,7 @@ pub(crate) async fn through(
     let applies = media_type(call) == "application/apply-patch+yaml";
     let options = WriteOptions::parse(&call.query, &call.headers, "PatchOptions", applies)?;
     let patch = Change::read(call, &bytes)?;
+    let duplicates = patch.duplicates(call, &bytes, options.validation)?;
     drop(bytes);
     if let Change::Apply(config) = &patch {
         check_config(call, config)?;
@@ -157,7 +189,8 @@ pub(crate) async fn through(
         let completed = body::set_types(call, &call.resource, &mut new)
             .map_err(|wrong| wrong.why)
             .and_then(|()| {
-                body::complete(call, &call.resource, &mut new, None, options.validation)
+                let validation = options.validation;
+                body::complete_patched(call, &call.resource, &mut new, &duplicates, validation)
             });
         if let Err(why) = completed {
             if applies {
@@ -243,7 +276,7 @@ async fn create(
     let mut object = apply(call, None, config, options, None)?;
     // There is no state yet that a revision could mean.
     members(&mut object, "metadata").remove("resourceVersion");
-    body::complete(call, &call.resource, &mut object, None, options.validation)
+    body::complete(call, &call.resource, &mut object, options.validation)
         .map_err(|why| not_converted(call, &why))?;
     change::create(call, object, options)
         .await?

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::house::{House, pod};
+use crate::house::{Answer, House, pod};
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 
@@ -207,6 +207,73 @@ async fn unknown_fields_warn_and_are_dropped() {
         .await
         .expect_code(201);
     assert!(answer.warnings.is_empty());
+}
+
+#[tokio::test]
+async fn a_strict_reading_tells_all_faults_in_their_order() {
+    const TEXT: &str = r#"{"zzz": {"a": 1, "a": 2}, "metadata": {"name": "a", "labels": {"l": "1", "l": "2"}, "foo": 1}, "data": {"x": "1", "x": "2"}, "aaa": 1}"#;
+    const YAML: &str =
+        "zzz: 1\ndata:\n  x: \"1\"\n  x: \"2\"\naaa: 1\nmetadata: {name: b, name: a}\n";
+    const REFUSED: &str =
+        "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: ";
+    let house = House::new().await;
+    let post = async |media: &str, text: &str, validation: &str| {
+        let path = format!("{MAPS}?fieldValidation={validation}");
+        let text = text.to_owned();
+        house.call(http::Method::POST, &path, media, text).await
+    };
+    let json = "application/json";
+    post(json, TEXT, "Strict").await.expect_failure(400, "BadRequest", &format!("{REFUSED}unknown field \"zzz\", duplicate field \"metadata.labels.l\", unknown field \"metadata.foo\", duplicate field \"data.x\", unknown field \"aaa\""));
+    let yaml = "application/yaml";
+    post(yaml, YAML, "Strict").await.expect_failure(400, "BadRequest", &format!("{REFUSED}yaml: unmarshal errors:\n  line 4: key \"x\" already set in map\n  line 6: key \"name\" already set in map, unknown field \"aaa\", unknown field \"zzz\""));
+    let told = |answer: &Answer| {
+        let texts = answer.warnings.iter();
+        texts
+            .map(|text| text.replace("299 - ", "").replace('\\', ""))
+            .collect::<Vec<_>>()
+    };
+    let answer = post(yaml, YAML, "Warn").await.expect_code(201);
+    assert_eq!(
+        told(&answer),
+        [
+            "\"line 4: key \"x\" already set in map\"",
+            "\"line 6: key \"name\" already set in map\"",
+            "\"unknown field \"aaa\"\"",
+            "\"unknown field \"zzz\"\""
+        ]
+    );
+    let patch = async |media: &str, text: &str, validation: &str| {
+        let path = format!("{MAPS}/a?fieldManager=me&fieldValidation={validation}");
+        let text = text.to_owned();
+        house.call(http::Method::PATCH, &path, media, text).await
+    };
+    let merge = "application/merge-patch+json";
+    let answer = patch(merge, TEXT, "Warn").await.expect_code(200);
+    assert_eq!(
+        told(&answer),
+        [
+            "\"duplicate field \"zzz.a\"\"",
+            "\"duplicate field \"metadata.labels.l\"\"",
+            "\"duplicate field \"data.x\"\"",
+            "\"unknown field \"aaa\"\"",
+            "\"unknown field \"metadata.foo\"\"",
+            "\"unknown field \"zzz\"\""
+        ]
+    );
+    let operations = r#"[{"op": "add", "path": "/data/y", "value": "1", "value": "2"}]"#;
+    let answer = patch("application/json-patch+json", operations, "Warn")
+        .await
+        .expect_code(200);
+    assert_eq!(
+        told(&answer),
+        ["\"json patch duplicate field \"[0].value\"\""]
+    );
+    let apply = "application/apply-patch+yaml";
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata:\n  z: a\n  z: b\n";
+    patch(apply, config, "Strict").await.expect_failure(400, "BadRequest", "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  line 6: key \"z\" already set in map");
+    let answer = patch(apply, config, "Warn").await.expect_code(200);
+    assert_eq!(told(&answer), ["\"line 6: key \"z\" already set in map\""]);
+    assert_eq!(answer.body["data"]["z"], "b");
 }
 
 #[tokio::test]
