@@ -59,12 +59,7 @@ fn default(service: &mut Value) {
         _ => {}
     }
     let kind = text(spec, "type").to_owned();
-    for port in spec
-        .get_mut("ports")
-        .and_then(Value::as_array_mut)
-        .into_iter()
-        .flatten()
-    {
+    for port in ports_mut(spec) {
         fill(port, "protocol", "TCP");
         if port["targetPort"] == 0 || port["targetPort"] == "" || port["targetPort"].is_null() {
             port["targetPort"] = port["port"].clone();
@@ -130,105 +125,129 @@ fn prepare_update(new: &mut Value, old: &Value, sub: Option<&str>) {
         return;
     }
     new["status"] = old["status"].clone();
-    let (new_type, old_type) = (
-        text(&new["spec"], "type").to_owned(),
-        text(&old["spec"], "type").to_owned(),
-    );
-    let spec = &mut new["spec"];
-    if new_type == "ExternalName" {
-        if old_type != "ExternalName" {
-            for field in [
-                "clusterIP",
-                "clusterIPs",
-                "ipFamilies",
-                "ipFamilyPolicy",
-                "internalTrafficPolicy",
-            ] {
-                if spec[field] == old["spec"][field] {
-                    remove(spec, field);
-                }
-            }
-        }
-        return;
+    let old_spec = &old["spec"];
+    if text(&new["spec"], "type") != "LoadBalancer" && text(old_spec, "type") == "LoadBalancer" {
+        new["status"] = json!({});
     }
+    let spec = &mut new["spec"];
+    if text(spec, "type") != "ExternalName" {
+        keep_addresses(spec, old_spec);
+        keep_node_ports(spec, old_spec);
+    }
+    drop_of_other_types(spec, old_spec);
+    if text(old_spec, "type") == "ExternalName" {
+        families(new);
+    }
+}
+
+/// The addresses that the service has stay, where the writer does not speak of them.
+fn keep_addresses(spec: &mut Value, old: &Value) {
     // A writer of the older, single form of the field means the newer one too.
-    if spec["clusterIP"] != old["spec"]["clusterIP"]
-        && spec["clusterIPs"] == old["spec"]["clusterIPs"]
-    {
+    if spec["clusterIP"] != old["clusterIP"] && spec["clusterIPs"] == old["clusterIPs"] {
         match text(spec, "clusterIP") {
             "" => remove(spec, "clusterIPs"),
             address => spec["clusterIPs"] = json!([address]),
         }
     }
-    // What was allocated stays, where the writer does not speak of it.
-    if old_type != "ExternalName" {
+    if text(old, "type") != "ExternalName" {
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             if spec[field].is_null() || spec[field] == "" {
-                spec[field] = old["spec"][field].clone();
+                spec[field] = old[field].clone();
             }
         }
     }
-    if ["NodePort", "LoadBalancer"].contains(&new_type.as_str())
-        && ["NodePort", "LoadBalancer"].contains(&old_type.as_str())
-    {
-        let taken: BTreeSet<i64> = list(spec, "ports")
+}
+
+/// Node ports that the service has stay, where the writer does not speak of them.
+fn keep_node_ports(spec: &mut Value, old: &Value) {
+    if !needs_node_ports(spec) || !needs_node_ports(old) {
+        return;
+    }
+    let taken = node_ports(spec);
+    for port in ports_mut(spec) {
+        if port["nodePort"].as_i64().unwrap_or(0) != 0 {
+            continue;
+        }
+        let same =
+            |old: &&Value| old["port"] == port["port"] && old["protocol"] == port["protocol"];
+        let kept = list(old, "ports")
             .iter()
-            .filter_map(|port| port["nodePort"].as_i64())
-            .collect();
-        for port in spec
-            .get_mut("ports")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            if port["nodePort"].as_i64().unwrap_or(0) != 0 {
-                continue;
-            }
-            let same =
-                |old: &&Value| old["port"] == port["port"] && old["protocol"] == port["protocol"];
-            let kept = list(&old["spec"], "ports")
-                .iter()
-                .find(same)
-                .and_then(|old| old["nodePort"].as_i64());
-            if let Some(number) = kept.filter(|number| !taken.contains(number)) {
-                port["nodePort"] = number.into();
-            }
+            .find(same)
+            .and_then(|old| old["nodePort"].as_i64());
+        if let Some(number) = kept.filter(|number| !taken.contains(number)) {
+            port["nodePort"] = number.into();
         }
     }
-    if new_type != "LoadBalancer" && old_type == "LoadBalancer" {
-        new["status"] = json!({});
-        let spec = &mut new["spec"];
-        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
-            if spec[field] == old["spec"][field] {
-                remove(spec, field);
-            }
-        }
+}
+
+/// Fields that only the old type has, and that the writer left as they were, go: who changes the type need not know
+/// them all.
+fn drop_of_other_types(spec: &mut Value, old: &Value) {
+    /// Fields, and which services have them.
+    const FIELDS: &[(&[&str], fn(&Value) -> bool)] = &[
+        (
+            &[
+                "clusterIP",
+                "clusterIPs",
+                "ipFamilies",
+                "ipFamilyPolicy",
+                "internalTrafficPolicy",
+            ],
+            |spec| text(spec, "type") != "ExternalName",
+        ),
+        (&["healthCheckNodePort"], |spec| {
+            text(spec, "type") == "LoadBalancer" && text(spec, "externalTrafficPolicy") == "Local"
+        }),
+        (
+            &["allocateLoadBalancerNodePorts", "loadBalancerClass"],
+            |spec| text(spec, "type") == "LoadBalancer",
+        ),
+        (&["externalTrafficPolicy"], is_reached_from_outside),
+    ];
+    let may_have_node_ports =
+        |spec: &Value| ["NodePort", "LoadBalancer"].contains(&text(spec, "type"));
+    let loses_node_ports = may_have_node_ports(old) && !may_have_node_ports(spec);
+    if loses_node_ports && node_ports(spec) == node_ports(old) {
+        ports_mut(spec).for_each(|port| remove(port, "nodePort"));
     }
-    let spec = &mut new["spec"];
-    if new_type == "ClusterIP" && old_type != "ClusterIP" {
-        if spec["externalTrafficPolicy"] == old["spec"]["externalTrafficPolicy"]
-            && list(spec, "externalIPs").is_empty()
-        {
-            remove(spec, "externalTrafficPolicy");
-        }
-        for port in spec
-            .get_mut("ports")
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-        {
-            let number = port["nodePort"].as_i64();
-            if list(&old["spec"], "ports")
-                .iter()
-                .any(|old| old["nodePort"].as_i64() == number)
-            {
-                remove(port, "nodePort");
-            }
-        }
+    let lost: Vec<&str> = FIELDS
+        .iter()
+        .filter(|(_, has)| has(old) && !has(spec))
+        .flat_map(|(fields, _)| fields.iter().copied())
+        .filter(|field| spec[*field] == old[*field])
+        .collect();
+    lost.into_iter().for_each(|field| remove(spec, field));
+}
+
+/// Whether clients outside of the cluster are meant to reach the service.
+fn is_reached_from_outside(spec: &Value) -> bool {
+    match text(spec, "type") {
+        "NodePort" | "LoadBalancer" => true,
+        "ClusterIP" => !list(spec, "externalIPs").is_empty(),
+        _ => false,
     }
-    if new_type != "LoadBalancer" || text(spec, "externalTrafficPolicy") != "Local" {
-        remove(spec, "healthCheckNodePort");
+}
+
+fn needs_node_ports(spec: &Value) -> bool {
+    match text(spec, "type") {
+        "NodePort" => true,
+        "LoadBalancer" => spec["allocateLoadBalancerNodePorts"] != false,
+        _ => false,
     }
+}
+
+fn node_ports(spec: &Value) -> BTreeSet<i64> {
+    list(spec, "ports")
+        .iter()
+        .filter_map(|port| port["nodePort"].as_i64())
+        .collect()
+}
+
+fn ports_mut(spec: &mut Value) -> impl Iterator<Item = &mut Value> {
+    spec.get_mut("ports")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
 }
 
 fn validate_update(new: &Value, old: &Value, sub: Option<&str>, faults: &mut Vec<Fault>) {
@@ -613,12 +632,10 @@ fn by_type(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
 }
 
 fn policies(spec: &Value, kind: &str, faults: &mut Vec<Fault>) {
-    let external = ["NodePort", "LoadBalancer"].contains(&kind)
-        || kind == "ClusterIP" && !list(spec, "externalIPs").is_empty();
     let policy = text(spec, "externalTrafficPolicy");
     let path = SPEC.child("externalTrafficPolicy");
     if !policy.is_empty() {
-        if !external {
+        if !is_reached_from_outside(spec) {
             faults.push(Fault::invalid(
                 path,
                 policy,
