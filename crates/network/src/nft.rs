@@ -37,6 +37,8 @@ pub(crate) enum Type {
     Protocol = 12,
     Port = 13,
     Mark = 19,
+    /// What `meta priority` is.
+    Priority = 23,
 }
 
 /// What a map leads to.
@@ -590,9 +592,14 @@ impl Rule<'_, '_> {
         self.compare(Register(0), true, &u32::from(libc::RTN_LOCAL).to_ne_bytes())
     }
 
-    /// Loads 0.0.0.0, in a form that `nft list` can print and read back.
+    /// Loads 0.0.0.0, in a form that `nft list` can print.
     pub(crate) fn any_address(&mut self, to: Register) -> &mut Self {
         self.destination_address(to).mask(to, &[0; 4])
+    }
+
+    /// Loads zero as [`Type::Mark`], in a form that `nft list` can print.
+    pub(crate) fn zero(&mut self, to: Register) -> &mut Self {
+        self.meta(to, libc::NFT_META_MARK).mask(to, &[0; 4])
     }
 
     /// Loads four bytes.
@@ -601,6 +608,19 @@ impl Rule<'_, '_> {
             data.network(1, to.number());
             data.nested(2, |value| value.attribute(1, &bytes));
         })
+    }
+
+    /// `meta priority set`: the number goes with the packet to where it is looked at.
+    pub(crate) fn set_priority(&mut self, from: Register) -> &mut Self {
+        self.expression("meta", |data| {
+            data.network(2, libc::NFT_META_PRIORITY as u32);
+            data.network(3, from.number());
+        })
+    }
+
+    /// `meta priority`
+    pub(crate) fn priority(&mut self, to: Register) -> &mut Self {
+        self.meta(to, libc::NFT_META_PRIORITY)
     }
 
     /// `numgen random mod COUNT`

@@ -579,11 +579,12 @@ impl Program {
                     .map(|class| table::service_element(frontend, class))
                     .into_iter()
                     .collect(),
-                table::STICKY_BACKENDS if entry.affinity.is_some() => entry
-                    .backends
-                    .iter()
-                    .map(|backend| table::sticky_element(frontend, backend))
-                    .collect(),
+                table::STICKY_PLACES if entry.affinity.is_some() => {
+                    table::sticky_elements(frontend, &entry.backends).0
+                }
+                table::STICKY_BACKENDS if entry.affinity.is_some() => {
+                    table::sticky_elements(frontend, &entry.backends).1
+                }
                 // The service range is refused as a whole.
                 table::REFUSED => one(!served && !in_range && entry.unserved == Unserved::Refuse),
                 table::DROPPED => one(!served && entry.unserved == Unserved::Drop),
@@ -596,6 +597,7 @@ impl Program {
         };
         for set in [
             table::SERVICES,
+            table::STICKY_PLACES,
             table::STICKY_BACKENDS,
             table::REFUSED,
             table::DROPPED,

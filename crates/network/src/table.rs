@@ -8,20 +8,30 @@
 //!
 //! ```text
 //! prerouting, output (nat)
-//!   └ services   daddr . protocol . port       @services → count . seconds ┐
-//!                any . protocol . port (local daddr)   @services → the same ┤
-//!                local? . count . seconds     vmap @classes → pick-N     ◄──┘
+//!   └ services   daddr . protocol . port               @services → priority ┐
+//!                any . protocol . port (local daddr)   @services → priority ┤
+//!                                priority vmap @classes → pick-N        ◄───┘
 //!       pick-N   frontend . random mod N      @endpoints → address . port → dnat
 //!   └ fallback   frontend . 0                 @endpoints → address . port → dnat
+//! with affinity, before that of pick-N:
+//!                client . frontend            @sticky → priority
+//!                frontend . random mod N      @sticky-places → priority → @sticky
+//!                frontend . priority          @sticky-backends → address . port → dnat
 //! postrouting (nat)
 //!                saddr . daddr @hairpin, from 127/8, original frontend @hide-source,
 //!                from pods to elsewhere       → rewrite source
 //! input, forward, output (filter)
 //!   └ unserved   frontend @dropped, @refused → drop, refuse
-//!                frontend . 0 @endpoints     → drop
+//!                frontend @services          → drop
 //!                anything left in the service range → refuse
 //! guard (raw)    127/8 through a sandbox's link → drop
 //! ```
+//!
+//! One lookup may give the key of the next, and it goes there in the packet's priority. It could go in
+//! a register, but `nft` 1.0.6 of Debian 12 ends by an assertion when it meets such a rule, and it
+//! reads all tables whatever it is asked to do: nobody could list even his own rules. Only queues that
+//! send look at the priority; the kernel sets that of forwarded packets anew after `prerouting`, and
+//! the `output` chain takes back what `nat-output` has set.
 //!
 //! A batch takes effect at one instant, but a packet makes several lookups, and the instant may lie
 //! between two of them. Nobody may be refused because of that:
@@ -51,6 +61,7 @@ pub(crate) const SERVICES: &str = "services";
 pub(crate) const CLASSES: &str = "classes";
 pub(crate) const ENDPOINTS: &str = "endpoints";
 pub(crate) const STICKY: &str = "sticky";
+pub(crate) const STICKY_PLACES: &str = "sticky-places";
 pub(crate) const STICKY_BACKENDS: &str = "sticky-backends";
 pub(crate) const REFUSED: &str = "refused";
 pub(crate) const DROPPED: &str = "dropped";
@@ -61,13 +72,10 @@ pub(crate) const HAIRPIN: &str = "hairpin";
 /// Clients that are remembered for session affinity, all services together (~10 MB of kernel memory).
 const STICKY_LIMIT: u32 = 65_536;
 
-/// The place of the backend that is there as long as there is any.
-const PLACE_FIRST: [u8; 4] = [0; 4];
-
 const FRONTEND: [Type; 3] = [Type::Address, Type::Protocol, Type::Port];
 const BACKEND: [Type; 2] = [Type::Address, Type::Port];
 
-const SETS: [Set; 10] = {
+const SETS: [Set; 11] = {
     const fn set(name: &'static str, key: &'static [Type], leads: Leads) -> Set {
         Set {
             name,
@@ -78,26 +86,20 @@ const SETS: [Set; 10] = {
     }
     const SLOT: [Type; 4] = [Type::Address, Type::Protocol, Type::Port, Type::Mark];
     const CLIENT: [Type; 4] = [Type::Address, Type::Address, Type::Protocol, Type::Port];
-    const PINNED: [Type; 5] = [
-        Type::Address,
-        Type::Protocol,
-        Type::Port,
-        Type::Address,
-        Type::Port,
-    ];
-    const CLASS: [Type; 2] = [Type::Mark, Type::Mark];
-    const CLASS_AT: [Type; 3] = [Type::Mark, Type::Mark, Type::Mark];
+    const PINNED: [Type; 4] = [Type::Address, Type::Protocol, Type::Port, Type::Priority];
+    const NUMBER: [Type; 1] = [Type::Priority];
     [
-        set(SERVICES, &FRONTEND, Leads::Data(&CLASS)),
-        set(CLASSES, &CLASS_AT, Leads::Verdict),
+        set(SERVICES, &FRONTEND, Leads::Data(&NUMBER)),
+        set(CLASSES, &NUMBER, Leads::Verdict),
         set(ENDPOINTS, &SLOT, Leads::Data(&BACKEND)),
         Set {
             name: STICKY,
             key: &CLIENT,
-            leads: Leads::Data(&BACKEND),
+            leads: Leads::Data(&NUMBER),
             dynamic: Some(STICKY_LIMIT),
         },
-        set(STICKY_BACKENDS, &PINNED, Leads::Nowhere),
+        set(STICKY_PLACES, &SLOT, Leads::Data(&NUMBER)),
+        set(STICKY_BACKENDS, &PINNED, Leads::Data(&BACKEND)),
         set(REFUSED, &FRONTEND, Leads::Nowhere),
         set(DROPPED, &FRONTEND, Leads::Nowhere),
         set(HIDE_SOURCE, &FRONTEND, Leads::Nowhere),
@@ -124,13 +126,19 @@ pub(crate) struct Class {
     seconds: u32,
 }
 
+/// A class is one number in the maps: seconds, place and count in one row.
+const COUNT_BITS: u32 = 14;
+const SECONDS_BITS: u32 = 17;
+
 impl Class {
     /// More backends than this are not used.
-    pub(crate) const COUNT_MAX: usize = 1 << 15;
+    pub(crate) const COUNT_MAX: usize = (1 << COUNT_BITS) - 1;
+    /// Nobody stays longer with a backend that he does not ask: a day and a half. Kubernetes allows a day.
+    const SECONDS_MAX: u64 = (1 << SECONDS_BITS) - 1;
 
     /// The class of a frontend with backends. An affinity of less than a second counts as one.
     pub(crate) fn new(frontend: &Frontend, count: usize, affinity: Option<Duration>) -> Class {
-        let seconds = affinity.map_or(0, |time| time.as_secs().clamp(1, u64::from(u32::MAX)));
+        let seconds = affinity.map_or(0, |time| time.as_secs().clamp(1, Self::SECONDS_MAX));
         Class {
             local: frontend.address.is_none(),
             count: count.min(Self::COUNT_MAX) as u32,
@@ -146,23 +154,19 @@ impl Class {
         }
     }
 
-    /// As `services` leads to it; where the frontend is, is known there.
-    fn datum(self) -> [u8; 8] {
-        let [count, seconds] = [self.count, self.seconds].map(u32::to_ne_bytes);
-        let mut datum = [0; 8];
-        datum[..4].copy_from_slice(&count);
-        datum[4..].copy_from_slice(&seconds);
-        datum
+    /// As `services` leads to it.
+    fn number(self) -> [u8; 4] {
+        let place = self.seconds << 1 | u32::from(self.local);
+        (place << COUNT_BITS | self.count).to_ne_bytes()
     }
 
-    fn read(local: bool, datum: &[u8]) -> Option<Class> {
-        let (count, seconds) = (number32(datum, 0)?, number32(datum, 4)?);
-        let class = Class {
-            local,
-            count,
-            seconds,
-        };
-        (count as usize <= Self::COUNT_MAX).then_some(class)
+    fn read(number: &[u8]) -> Option<Class> {
+        let number = number32(number, 0)?;
+        Some(Class {
+            local: number >> COUNT_BITS & 1 != 0,
+            count: number & Self::COUNT_MAX as u32,
+            seconds: number >> (COUNT_BITS + 1),
+        })
     }
 
     fn affinity(self) -> Option<Duration> {
@@ -201,8 +205,7 @@ pub(crate) fn read(connection: &mut Connection, table: &str) -> Result<Vec<Servi
     let mut places: BTreeMap<(Frontend, u32), SocketAddrV4> = BTreeMap::new();
     for (key, data) in nft::elements(connection, table, SERVICES)? {
         if let Some(frontend) = read_frontend(&key) {
-            let class = Class::read(frontend.address.is_none(), &data);
-            port_at(&mut found, frontend).affinity = class.and_then(Class::affinity);
+            port_at(&mut found, frontend).affinity = Class::read(&data).and_then(Class::affinity);
         }
     }
     for (key, data) in nft::elements(connection, table, ENDPOINTS)? {
@@ -239,8 +242,10 @@ pub(crate) fn read_classes(
     table: &str,
 ) -> Result<BTreeSet<Class>, Refused> {
     let found = nft::elements(connection, table, CLASSES)?;
-    let class = |(key, _): nft::Pair| Class::read(number32(&key, 0)? != 0, key.get(4..)?);
-    Ok(found.into_iter().filter_map(class).collect())
+    Ok(found
+        .iter()
+        .filter_map(|(key, _)| Class::read(key))
+        .collect())
 }
 
 fn port_at(found: &mut BTreeMap<Frontend, ServicePort>, frontend: Frontend) -> &mut ServicePort {
@@ -291,21 +296,16 @@ fn backend_bytes(backend: &SocketAddrV4) -> Vec<u8> {
 pub(crate) fn service_element(frontend: &Frontend, class: Class) -> Element {
     Element {
         key: frontend_key(frontend),
-        datum: Datum::Bytes(class.datum().to_vec()),
+        datum: Datum::Bytes(class.number().to_vec()),
     }
 }
 
 /// The element that leads to the chain of a class.
 fn class_element(class: Class) -> Element {
     Element {
-        key: [&place(class.local)[..], &class.datum()].concat(),
+        key: class.number().to_vec(),
         datum: Datum::Goto(class.chain()),
     }
-}
-
-/// Whether the frontend is every local address, as part of a class's key.
-fn place(local: bool) -> [u8; 4] {
-    u32::from(local).to_ne_bytes()
 }
 
 /// The element of one backend at its place among the others.
@@ -314,22 +314,58 @@ pub(crate) fn endpoint_element(
     slot: usize,
     backend: &SocketAddrV4,
 ) -> Element {
-    let mut key = frontend_key(frontend);
-    key.extend_from_slice(&(slot as u32).to_ne_bytes());
     Element {
-        key,
+        key: place_key(frontend, slot),
         datum: Datum::Bytes(backend_bytes(backend)),
     }
 }
 
-/// The element that lets clients stay with a backend.
-pub(crate) fn sticky_element(frontend: &Frontend, backend: &SocketAddrV4) -> Element {
+/// The key of a place.
+fn place_key(frontend: &Frontend, slot: usize) -> Vec<u8> {
     let mut key = frontend_key(frontend);
-    key.extend_from_slice(&backend_bytes(backend));
-    Element {
-        key,
-        datum: Datum::None,
-    }
+    key.extend_from_slice(&(slot as u32).to_ne_bytes());
+    key
+}
+
+/// The elements that let clients stay with backends: `sticky-places`, `sticky-backends`.
+pub(crate) fn sticky_elements(
+    frontend: &Frontend,
+    backends: &[SocketAddrV4],
+) -> (Vec<Element>, Vec<Element>) {
+    let pins = pins(backends);
+    let elements = |(slot, backend): (usize, &SocketAddrV4)| {
+        let pin = pins[backend].to_ne_bytes();
+        let place = Element {
+            key: place_key(frontend, slot),
+            datum: Datum::Bytes(pin.to_vec()),
+        };
+        let pinned = Element {
+            key: [&frontend_key(frontend)[..], &pin].concat(),
+            datum: Datum::Bytes(backend_bytes(backend)),
+        };
+        (place, pinned)
+    };
+    backends.iter().enumerate().map(elements).unzip()
+}
+
+/// The number by which each of a frontend's backends is remembered. It follows from address and port
+/// (FNV-1a), so that it stays the same while others come and go; where two meet, the later one takes
+/// the next that is free.
+fn pins(backends: &[SocketAddrV4]) -> BTreeMap<SocketAddrV4, u32> {
+    let sorted: BTreeSet<SocketAddrV4> = backends.iter().copied().collect();
+    let mut taken = BTreeSet::new();
+    let pin = |backend: SocketAddrV4| {
+        let mut pin = backend_bytes(&backend)
+            .iter()
+            .fold(0x811c_9dc5_u32, |hash, byte| {
+                (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+            });
+        while !taken.insert(pin) {
+            pin = pin.wrapping_add(1);
+        }
+        (backend, pin)
+    };
+    sorted.into_iter().map(pin).collect()
 }
 
 /// A frontend as an element of a set.
@@ -406,12 +442,13 @@ fn build_guard(rules: &mut Rules, shape: &Shape) {
 }
 
 fn build_services(rules: &mut Rules) {
-    // Registers: 0…2 frontend · 3 place · 4, 5 class. The class's key is 3…5 in one row.
+    // Registers: 0…2 frontend · 3 class.
     for any_address in [false, true] {
         rules.add_rule(SERVICES, |rule| {
             load_frontend(rule, any_address);
-            rule.look_up(Register(0), SERVICES, Register(4))
-                .load(Register(3), place(any_address))
+            rule.look_up(Register(0), SERVICES, Register(3))
+                .set_priority(Register(3))
+                .priority(Register(3))
                 .follow(Register(3), CLASSES);
         });
     }
@@ -421,8 +458,11 @@ fn build_services(rules: &mut Rules) {
 fn build_fallback(rules: &mut Rules) {
     for any_address in [false, true] {
         rules.add_rule("fallback", |rule| {
-            look_up_first(rule, any_address);
-            rule.rewrite_destination(Register(4), Register(5));
+            load_frontend(rule, any_address);
+            // The place that is there as long as there is any.
+            rule.zero(Register(3))
+                .look_up(Register(0), ENDPOINTS, Register(4))
+                .rewrite_destination(Register(4), Register(5));
         });
     }
 }
@@ -492,6 +532,11 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
         rules.add_rule(chain, |rule| rule.established().verdict(Verdict::Accept));
         rules.add_rule(chain, |rule| rule.verdict(Verdict::Jump("unserved")));
     }
+    rules.add_rule("output", |rule| {
+        rule.destination_rewritten()
+            .load(Register(0), [0; 4])
+            .set_priority(Register(0));
+    });
     // A packet that its connection has given up would reach a pod with addresses not rewritten, and
     // be answered with a reset to the wrong party.
     for source in [true, false] {
@@ -518,8 +563,11 @@ fn build_filters(rules: &mut Rules, shape: &Shape) {
     for any_address in [false, true] {
         rules.add_rule("unserved", |rule| {
             rule.destination_kept();
-            look_up_first(rule, any_address);
-            rule.verdict(Verdict::Drop);
+            load_frontend(rule, any_address);
+            // A map can only be asked for what it leads to, and that must go somewhere.
+            rule.look_up(Register(0), SERVICES, Register(3))
+                .set_priority(Register(3))
+                .verdict(Verdict::Drop);
         });
     }
     rules.add_rule("unserved", |rule| {
@@ -546,13 +594,6 @@ fn load_frontend(rule: &mut nft::Rule<'_, '_>, any_address: bool) {
     rule.protocol(Register(1)).destination_port(Register(2));
 }
 
-/// Registers 4 and 5: the first backend of the frontend that the packet is for; or goes no further.
-fn look_up_first(rule: &mut nft::Rule<'_, '_>, any_address: bool) {
-    load_frontend(rule, any_address);
-    rule.load(Register(3), PLACE_FIRST)
-        .look_up(Register(0), ENDPOINTS, Register(4));
-}
-
 /// Makes the chain of a class.
 pub(crate) fn add_class(rules: &mut Rules, class: Class) {
     let chain = class.chain();
@@ -572,8 +613,7 @@ pub(crate) fn delete_class(rules: &mut Rules, class: Class) {
 }
 
 fn build_pick(rules: &mut Rules, chain: &str, class: Class) {
-    // Registers: 0 client · 1…3 frontend · 4 slot · 5, 6 backend. For `sticky-backends` the key is
-    // frontend and backend in one row: 1…3 and 4, 5.
+    // Registers: 0 client · 1…3 frontend · 4 place or pin · 5, 6 backend.
     let frontend = |rule: &mut nft::Rule<'_, '_>| {
         rule.source_address(Register(0));
         if class.local {
@@ -583,35 +623,76 @@ fn build_pick(rules: &mut Rules, chain: &str, class: Class) {
         }
         rule.protocol(Register(2)).destination_port(Register(3));
     };
-    let pick = |rule: &mut nft::Rule<'_, '_>| {
-        frontend(rule);
-        rule.random(Register(4), class.count)
-            .look_up(Register(1), ENDPOINTS, Register(5));
-    };
     if class.seconds > 0 {
         let milliseconds = u64::from(class.seconds) * 1000;
+        let go_to_pinned = |rule: &mut nft::Rule<'_, '_>| {
+            rule.set_priority(Register(4))
+                .priority(Register(4))
+                .remember(Register(0), STICKY, Register(4), milliseconds)
+                .look_up(Register(1), STICKY_BACKENDS, Register(5))
+                .rewrite_destination(Register(5), Register(6));
+        };
         rules.add_rule(chain, |rule| {
             frontend(rule);
-            rule.look_up(Register(0), STICKY, Register(4))
-                .is_in(Register(1), STICKY_BACKENDS)
-                .remember(Register(0), STICKY, Register(4), milliseconds)
-                .rewrite_destination(Register(4), Register(5));
+            rule.look_up(Register(0), STICKY, Register(4));
+            go_to_pinned(rule);
         });
         // Whoever comes here with an entry has lost the backend that it names.
         rules.add_rule(chain, |rule| {
             frontend(rule);
-            rule.look_up(Register(0), STICKY, Register(4))
+            rule.priority(Register(4))
                 .forget(Register(0), STICKY, Register(4));
         });
         rules.add_rule(chain, |rule| {
-            pick(rule);
-            rule.remember(Register(0), STICKY, Register(5), milliseconds)
-                .rewrite_destination(Register(5), Register(6));
+            frontend(rule);
+            rule.random(Register(4), class.count)
+                .look_up(Register(1), STICKY_PLACES, Register(4));
+            go_to_pinned(rule);
         });
     }
     // With affinity, this is for clients for whom `sticky` has no room.
     rules.add_rule(chain, |rule| {
-        pick(rule);
-        rule.rewrite_destination(Register(5), Register(6));
+        frontend(rule);
+        rule.random(Register(4), class.count)
+            .look_up(Register(1), ENDPOINTS, Register(5))
+            .rewrite_destination(Register(5), Register(6));
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_is_a_number_and_back() {
+        for local in [false, true] {
+            for count in [1, 3, Class::COUNT_MAX as u32] {
+                for seconds in [0, 1, 10_800, Class::SECONDS_MAX as u32] {
+                    let class = Class {
+                        local,
+                        count,
+                        seconds,
+                    };
+                    assert_eq!(Class::read(&class.number()), Some(class));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_backend_has_a_number_of_its_own_and_keeps_it() {
+        let all: Vec<SocketAddrV4> = (0..60_000_u16)
+            .map(|number| {
+                let [high, low] = number.to_be_bytes();
+                SocketAddrV4::new(Ipv4Addr::new(10, 244, high, low), 80 + number % 3)
+            })
+            .collect();
+        let pins_of_all = pins(&all);
+        let numbers: BTreeSet<u32> = pins_of_all.values().copied().collect();
+        assert_eq!(numbers.len(), all.len());
+        let some: Vec<SocketAddrV4> = all.iter().rev().step_by(7000).copied().collect();
+        for (backend, pin) in pins(&some) {
+            assert_eq!(pins_of_all[&backend], pin, "{backend}");
+        }
+    }
 }

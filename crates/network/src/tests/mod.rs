@@ -2,6 +2,7 @@
 //! sandboxes beside it. Needs root; leaves nothing, because the namespaces end with their threads.
 
 mod instances;
+mod listing;
 mod sandboxes;
 mod services;
 mod under_load;

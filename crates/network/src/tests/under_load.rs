@@ -198,6 +198,11 @@ fn who_picked_a_place_that_went_is_served_by_another() {
                     table::ENDPOINTS,
                     table::endpoint_element(frontend, 1, &backends[1]),
                 );
+                if affinity.is_some() {
+                    let (mut places, mut pinned) = table::sticky_elements(frontend, &backends);
+                    remove_element(table::STICKY_PLACES, places.remove(1));
+                    remove_element(table::STICKY_BACKENDS, pinned.remove(1));
+                }
             }
             for _ in 0..32 {
                 let answer = client.get(SocketAddr::from((VIP, 80)));
