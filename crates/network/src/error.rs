@@ -40,6 +40,20 @@ pub enum OpenError {
         /// Its link.
         link: String,
     },
+    /// The addresses are taken by a route that leads nowhere, as every instance has one.
+    #[error(
+        "{ours} overlaps with an unreachable route to {theirs}; choose another with --pod-cidr or \
+         --service-cidr, or if no other instance has it (one that was deleted without `wharf reset` \
+         leaves it): ip route del unreachable {theirs} metric {metric}"
+    )]
+    OverlapUnreachable {
+        /// What was asked for.
+        ours: Subnet,
+        /// What is there.
+        theirs: Subnet,
+        /// By which it is told from others to the same addresses.
+        metric: u32,
+    },
     /// A sysctl cannot be written.
     #[error("set {path} to {value}: {source}")]
     Sysctl {

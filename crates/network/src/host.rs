@@ -99,8 +99,13 @@ impl Host {
         };
         host.check_overlap(config, &links, &routes)?;
         set_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
+        host.forget_other_ranges(config, connection, &links, &routes)
+            .map_err(kernel)?;
 
-        match links.iter().find(|link| link.name == bridge) {
+        match route::index_of(connection, &bridge)
+            .map_err(kernel)?
+            .and_then(|index| links.iter().find(|link| link.index == index))
+        {
             Some(link) if link.kind == "bridge" => {}
             Some(link) => {
                 return Err(OpenError::Config(format!(
@@ -143,6 +148,53 @@ impl Host {
         }
     }
 
+    /// Whether a route is the one of this instance that has no link.
+    fn owns_route(&self, route: &route::Route) -> bool {
+        route.link.is_none() && route.metric == self.metric
+    }
+
+    /// Takes away what the instance had when it was last open, with other ranges, and did not close.
+    fn forget_other_ranges(
+        &self,
+        config: &Config,
+        connection: &mut Connection,
+        links: &[Link],
+        routes: &[route::Route],
+    ) -> Result<(), Refused> {
+        for route in routes {
+            if self.owns_route(route) && route.to != config.pod_subnet {
+                self.remove_unreachable(connection, route.to)?;
+            }
+        }
+        let bridge = links.iter().find(|link| link.name == self.bridge);
+        let Some(bridge) = bridge.filter(|link| link.kind == "bridge") else {
+            return Ok(());
+        };
+        let other = |route: &route::Route| {
+            let elsewhere =
+                route.to != config.service_cidr || route.source != Some(self.node_address);
+            route.link == Some(bridge.index) && elsewhere
+        };
+        // Nothing is on it but the node's address, which is another now.
+        if routes.iter().any(other) {
+            remove_link(connection, &bridge.name)?;
+        }
+        Ok(())
+    }
+
+    fn remove_unreachable(
+        &self,
+        connection: &mut Connection,
+        subnet: Subnet,
+    ) -> Result<(), Refused> {
+        let mut batch = Batch::default();
+        route::remove_route(&mut batch, subnet, &self.unreachable());
+        match connection.execute(&batch) {
+            Err(refused) if refused.errno() != Some(libc::ESRCH) => Err(refused),
+            _ => Ok(()),
+        }
+    }
+
     fn check_overlap(
         &self,
         config: &Config,
@@ -154,15 +206,22 @@ impl Host {
                 // A wider route that ours lie in is overruled by ours; one inside would overrule us.
                 let inside =
                     ours.contains(theirs.to.address()) && theirs.to.prefix() >= ours.prefix();
-                let leftover = theirs.link.is_none() && theirs.metric == self.metric;
+                let leftover = self.owns_route(theirs);
                 let link = links.iter().find(|link| Some(link.index) == theirs.link);
                 let known = link.is_some_and(|link| link.name == self.bridge || self.owns(link));
                 if inside && !known && !leftover {
-                    let link = link.map_or_else(|| "none".to_owned(), |link| link.name.clone());
-                    return Err(OpenError::Overlap {
-                        ours,
-                        theirs: theirs.to,
-                        link,
+                    let (theirs, metric) = (theirs.to, theirs.metric);
+                    return Err(match link {
+                        Some(link) => OpenError::Overlap {
+                            ours,
+                            theirs,
+                            link: link.name.clone(),
+                        },
+                        None => OpenError::OverlapUnreachable {
+                            ours,
+                            theirs,
+                            metric,
+                        },
                     });
                 }
             }
@@ -224,12 +283,8 @@ impl Host {
         }
     }
 
-    /// Removes all links and routes of the instance.
-    pub(crate) fn remove(
-        &self,
-        config: &Config,
-        connection: &mut Connection,
-    ) -> Result<(), Refused> {
+    /// Removes all links and routes of the instance, whatever ranges they were made for.
+    pub(crate) fn remove(&self, connection: &mut Connection) -> Result<(), Refused> {
         let links = route::links(connection)?;
         for link in links
             .iter()
@@ -237,12 +292,12 @@ impl Host {
         {
             remove_link(connection, &link.name)?;
         }
-        let mut batch = Batch::default();
-        route::remove_route(&mut batch, config.pod_subnet, &self.unreachable());
-        match connection.execute(&batch) {
-            Err(refused) if refused.errno() != Some(libc::ESRCH) => Err(refused),
-            _ => Ok(()),
+        for route in route::routes(connection)? {
+            if self.owns_route(&route) {
+                self.remove_unreachable(connection, route.to)?;
+            }
         }
+        Ok(())
     }
 }
 

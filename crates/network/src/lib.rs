@@ -313,8 +313,12 @@ impl Inner {
         let mut pool = Pool::new(config.pod_subnet, config.node_address, records.last());
         let mut attached = BTreeMap::new();
         for attachment in records.load()? {
-            let name = host.link_name(config.pod_subnet, attachment.address);
-            if attachment.host_link == name && pool.claim(attachment.address) {
+            let Attachment {
+                address, host_link, ..
+            } = &attachment;
+            let fits = config.pod_subnet.contains(*address)
+                && *host_link == host.link_name(config.pod_subnet, *address);
+            if fits && pool.claim(*address) {
                 attached.insert(attachment.id.clone(), attachment);
             } else {
                 // The subnet is another than it was.
@@ -590,7 +594,7 @@ impl Inner {
                 source: error.source,
             })?;
         self.host
-            .remove(&self.config, &mut self.links.lock())
+            .remove(&mut self.links.lock())
             .map_err(|refused| OpenError::kernel(&self.host.bridge, refused))?;
         Ok(self.records.remove_all()?)
     }

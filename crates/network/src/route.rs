@@ -62,6 +62,8 @@ pub(crate) struct Route {
     /// Index of the link; absent for unreachable and the like.
     pub(crate) link: Option<u32>,
     pub(crate) metric: u32,
+    /// What packets of this machine carry.
+    pub(crate) source: Option<Ipv4Addr>,
 }
 
 fn link_header(payload: &mut Payload<'_>, index: u32, up: bool) {
@@ -342,15 +344,17 @@ fn read_route(payload: &[u8]) -> Option<Route> {
         return None;
     }
     let attributes = payload.get(12..)?;
-    let address = match Attributes::find(attributes, libc::RTA_DST) {
-        Some(octets) => Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?),
-        None => Ipv4Addr::UNSPECIFIED,
+    let address = |kind| {
+        let octets = Attributes::find(attributes, kind)?;
+        Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets).ok()?))
     };
+    let to = address(libc::RTA_DST).unwrap_or(Ipv4Addr::UNSPECIFIED);
     let link = Attributes::find(attributes, libc::RTA_OIF).and_then(|index| number32(index, 0));
     let metric = Attributes::find(attributes, METRIC).and_then(|metric| number32(metric, 0));
     Some(Route {
-        to: Subnet::containing(address, prefix),
+        to: Subnet::containing(to, prefix),
         link,
         metric: metric.unwrap_or(0),
+        source: address(libc::RTA_PREFSRC),
     })
 }

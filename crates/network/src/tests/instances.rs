@@ -191,6 +191,40 @@ fn closing_with_removal_leaves_nothing() {
 }
 
 #[test]
+fn other_ranges_than_last_time_leave_nothing_of_those() {
+    on_a_machine(|config| async move {
+        let routes = || {
+            let mut connection = Connection::open(libc::NETLINK_ROUTE).expect("a socket");
+            let mut found = route::routes(&mut connection).expect("lists");
+            found.retain(|route| route.to.prefix() > 0);
+            found.into_iter().map(|route| route.to).collect::<Vec<_>>()
+        };
+        let before = routes();
+        let range = |text: &str| text.parse::<Subnet>().expect("a network");
+        let other = Config {
+            node_address: Ipv4Addr::new(10, 144, 0, 1),
+            pod_subnet: range("10.144.0.0/24"),
+            pod_cidr: range("10.144.0.0/16"),
+            service_cidr: range("10.97.0.0/16"),
+            ..config.clone()
+        };
+        let network = Network::open(other.clone()).await.expect("opens");
+        Pod::attach(&network, "pod").await;
+        // Killed, and asked to go on with other ranges.
+        drop(network);
+        let network = Network::open(config.clone()).await.expect("opens");
+        assert_eq!(link_names(), ["wharf0"], "whose addresses mean nothing now");
+        assert_eq!(routes(), [config.service_cidr, config.pod_subnet]);
+        drop(network);
+        // Killed again, and asked to remove it by who does not know the ranges.
+        let network = Network::open(other).await.expect("opens");
+        network.close(true).await.expect("removes");
+        assert_eq!(link_names(), Vec::<String>::new());
+        assert_eq!(routes(), before);
+    });
+}
+
+#[test]
 fn two_instances_on_one_machine_do_not_meet() {
     on_a_machine(|config| async move {
         let mut other = config.clone();
@@ -203,7 +237,7 @@ fn two_instances_on_one_machine_do_not_meet() {
             .expect("same addresses")
             .to_string();
         assert!(
-            overlap.contains("10.244.0.0/24 overlaps with 10.244.0.0/24"),
+            overlap.contains("ip route del unreachable 10.244.0.0/24 metric"),
             "{overlap}"
         );
         other.node_address = Ipv4Addr::new(10, 144, 0, 1);
