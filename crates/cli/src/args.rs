@@ -1,11 +1,10 @@
 //! What was typed.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::config::AddressRange;
+use crate::config::{AddressRange, ListenAddress};
 
 /// A container platform in one program: a Kubernetes cluster in a second.
 #[derive(Debug, Parser)]
@@ -58,7 +57,7 @@ pub struct SettingsArguments {
     pub data_dir: Option<PathBuf>,
     /// Where the Kubernetes API listens [default: 127.0.0.1:6443]
     #[arg(long, global = true, value_name = "ADDR:PORT")]
-    pub api_listen: Option<SocketAddr>,
+    pub api_listen: Option<ListenAddress>,
     /// Into which file the cluster's context is written [default: $KUBECONFIG, or ~/.kube/config]
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,

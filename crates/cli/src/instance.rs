@@ -74,6 +74,11 @@ impl Instance {
         self.data_dir.join("log/wharf.log")
     }
 
+    /// What the cluster was last started with.
+    pub fn settings_file(&self) -> PathBuf {
+        self.data_dir.join("settings.toml")
+    }
+
     /// Makes the data directory, which only root may enter.
     pub fn make_data_dir(&self) -> anyhow::Result<()> {
         for directory in [
@@ -85,7 +90,12 @@ impl Instance {
                 .recursive(true)
                 .mode(0o700)
                 .create(&directory)
-                .with_context(|| format!("make directory {}", directory.display()))?;
+                .with_context(|| {
+                    format!(
+                        "make directory {} (is it another's, or read-only? choose another place with --data-dir)",
+                        directory.display()
+                    )
+                })?;
         }
         Ok(())
     }

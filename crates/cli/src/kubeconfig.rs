@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -11,22 +11,32 @@ use serde_json::{Value, json};
 /// Larger is no kubeconfig.
 const BYTES_MAX: u64 = 4 << 20;
 
+/// Fails if [`merge`] would not know what to do with `target`, so that this is known before a cluster
+/// is started for it.
+pub(crate) fn check(target: &Path) -> anyhow::Result<()> {
+    let mut config = read(target)?;
+    for list in ["clusters", "users", "contexts"] {
+        entries(&mut config, list, target)?;
+    }
+    Ok(())
+}
+
 /// Puts the cluster, user and context of `source` (the administrator's kubeconfig that the server
 /// wrote) into `target` under `name`, and makes the context current.
 pub(crate) fn merge(source: &Path, target: &Path, name: &str) -> anyhow::Result<()> {
     let source: Value = parse(&crate::read_to_string(source)?, source)?;
     let mut config = read(target)?;
     let part = |list: &str, key: &str| source[list][0][key].clone();
-    put(
-        &mut config,
-        "clusters",
-        name,
-        "cluster",
-        part("clusters", "cluster"),
-    )?;
-    put(&mut config, "users", name, "user", part("users", "user"))?;
     let context = json!({"cluster": name, "user": name});
-    put(&mut config, "contexts", name, "context", context)?;
+    for (list, key, value) in [
+        ("clusters", "cluster", part("clusters", "cluster")),
+        ("users", "user", part("users", "user")),
+        ("contexts", "context", context),
+    ] {
+        let entries = entries(&mut config, list, target)?;
+        entries.retain(|entry| entry["name"] != name);
+        entries.push(json!({"name": name, key: value}));
+    }
     config["current-context"] = json!(name);
     write(target, &config)
 }
@@ -54,6 +64,13 @@ pub(crate) fn remove(target: &Path, name: &str) -> anyhow::Result<()> {
 
 fn read(path: &Path) -> anyhow::Result<Value> {
     let text = match fs::metadata(path) {
+        // Replacing a device or a pipe would take it away from everybody.
+        Ok(metadata) if !metadata.is_file() => {
+            bail!(
+                "{} is no file; choose another with --kubeconfig",
+                path.display()
+            )
+        }
         Ok(metadata) if metadata.len() > BYTES_MAX => {
             bail!(
                 "{} is too large for a kubeconfig; choose another with --kubeconfig",
@@ -74,7 +91,7 @@ fn read(path: &Path) -> anyhow::Result<Value> {
 }
 
 fn parse(text: &str, path: &Path) -> anyhow::Result<Value> {
-    let value: Value = serde_saphyr::from_str(text)
+    let value: Value = serde_saphyr::from_str_with_options(text, yaml_options())
         .map_err(|error| anyhow::anyhow!("{error}"))
         .with_context(|| {
             format!(
@@ -91,24 +108,36 @@ fn parse(text: &str, path: &Path) -> anyhow::Result<Value> {
     Ok(value)
 }
 
-fn put(config: &mut Value, list: &str, name: &str, key: &str, value: Value) -> anyhow::Result<()> {
+/// Scalars mean what they mean to kubectl, which keeps YAML 1.1.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        strict_booleans: false,
+        legacy_octal_numbers: true,
+    }
+}
+
+/// One of the lists of a kubeconfig; an absent one begins empty.
+fn entries<'a>(
+    config: &'a mut Value,
+    list: &str,
+    path: &Path,
+) -> anyhow::Result<&'a mut Vec<Value>> {
     let entries = &mut config[list];
     if entries.is_null() {
         *entries = json!([]);
     }
-    let Some(entries) = entries.as_array_mut() else {
-        bail!("kubeconfig: {list} is no list; mend it, or choose another file with --kubeconfig");
-    };
-    entries.retain(|entry| entry["name"] != name);
-    entries.push(json!({"name": name, key: value}));
-    Ok(())
+    entries.as_array_mut().with_context(|| {
+        format!(
+            "{}: {list} is no list; mend it, or choose another with --kubeconfig",
+            path.display()
+        )
+    })
 }
 
 /// Replaces the file in one step; mode 0600, as it holds a key; the owner stays who it was.
 fn write(path: &Path, config: &Value) -> anyhow::Result<()> {
     let text = serde_saphyr::to_string(config).context("write YAML")?;
-    // A link stays a link: what it points at is replaced.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let path = target_of(path);
     let directory = path.parent().context("the kubeconfig has no directory")?;
     let written = (|| {
         fs::create_dir_all(directory)?;
@@ -128,6 +157,17 @@ fn write(path: &Path, config: &Value) -> anyhow::Result<()> {
         fs::rename(&temporary, &path)
     })();
     written.with_context(|| format!("write {}", path.display()))
+}
+
+/// A link stays a link: what it points at is replaced, or made.
+fn target_of(path: &Path) -> PathBuf {
+    if let Ok(found) = fs::canonicalize(path) {
+        return found;
+    }
+    match (fs::read_link(path), path.parent()) {
+        (Ok(target), Some(directory)) => directory.join(target),
+        _ => path.to_path_buf(),
+    }
 }
 
 #[cfg(test)]
@@ -197,5 +237,31 @@ mod tests {
             assert!(message.contains("--kubeconfig"), "{message}");
             assert_eq!(fs::read_to_string(&target).expect("there"), content);
         }
+    }
+
+    #[test]
+    fn devices_stay_and_links_are_followed() {
+        let files = Files::new("links");
+        let (admin, link) = (files.0.join("admin"), files.0.join("link"));
+        for device in ["/dev/null", "/dev/full", "/dev"] {
+            let message = check(Path::new(device)).expect_err("refused").to_string();
+            assert!(message.contains(device), "{message}");
+        }
+        std::os::unix::fs::symlink("target", &link).expect("linked");
+        merge(&admin, &link, "wharf").expect("merged");
+        assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
+        assert!(files.0.join("target").is_file());
+    }
+
+    #[test]
+    fn what_others_wrote_means_the_same_afterwards() {
+        let files = Files::new("scalars");
+        let (admin, target) = (files.0.join("admin"), files.0.join("config"));
+        let written = "extensions: [{name: e, extension: {mode: 0644, on: yes, text: '0644', day: 2020-01-01}}]\n";
+        fs::write(&target, written).expect("written");
+        merge(&admin, &target, "wharf").expect("merged");
+        let extension = read(&target).expect("read")["extensions"][0]["extension"].clone();
+        let expected = json!({"mode": 420, "on": true, "text": "0644", "day": "2020-01-01"});
+        assert_eq!(extension, expected);
     }
 }

@@ -21,7 +21,7 @@ mod table;
 use std::path::Path;
 use std::process::ExitCode;
 
-pub use config::{AddressRange, Config, Settings};
+pub use config::{AddressRange, Config, ListenAddress, Settings};
 pub use exit::{Misuse, Refused};
 pub use instance::{Instance, Lock, Locked};
 
@@ -32,7 +32,8 @@ pub trait Program {
     /// Is the server, in the foreground, until it is told to stop.
     fn serve(&self, config: Config) -> anyhow::Result<()>;
     /// Ends what an earlier server left running, without a server: containers, links, rules, cgroups.
-    fn tear_down(&self, config: &Config, lock: &Lock) -> anyhow::Result<()>;
+    /// Whether there were containers.
+    fn tear_down(&self, config: &Config, lock: &Lock) -> anyhow::Result<bool>;
 }
 
 /// What this program is.

@@ -36,6 +36,14 @@ pub(crate) struct Host {
     metric: u32,
 }
 
+/// What a network is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Use,
+    /// To be closed with everything: what is not there is not made.
+    Removal,
+}
+
 /// Link names of an instance: bridge, and prefix of host ends.
 pub(crate) fn names(instance: &str) -> (String, String) {
     // 15 bytes are all that a link name has, and the number of an address may take 7.
@@ -79,6 +87,7 @@ impl Host {
     pub(crate) fn open(
         config: &Config,
         connection: &mut Connection,
+        purpose: Purpose,
     ) -> Result<(Host, Vec<Link>), OpenError> {
         let (bridge, veth_prefix) = names(&config.instance);
         let kernel = |refused: Refused| OpenError::kernel(&bridge, refused);
@@ -97,6 +106,11 @@ impl Host {
             node_address: config.node_address,
             metric: metric(&config.instance),
         };
+        if purpose == Purpose::Removal {
+            host.forget_other_ranges(config, connection, &links, &routes)
+                .map_err(kernel)?;
+            return Ok((host, links));
+        }
         host.check_overlap(config, &links, &routes)?;
         set_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
         host.forget_other_ranges(config, connection, &links, &routes)

@@ -5,7 +5,8 @@
 //! way there they see again on the way back. Services are elements of nf_tables maps, not rules: a
 //! change costs what changed, and a lookup costs the same beside ten thousand others. All of it is
 //! written here in the kernel's own messages: no helper program is run, and nothing is touched that
-//! does not carry the instance's name. What is in the kernel is the truth: a daemon that was killed
+//! does not carry the instance's name; the one exception are two rules in a chain that all programs
+//! share, where it drops what they forward (`passage`). What is in the kernel is the truth: a daemon that was killed
 //! opens the network again and finds it working. `net.ipv4.ip_forward` is switched on and stays on,
 //! because others may have come to rely on it.
 //!
@@ -18,6 +19,7 @@ mod error;
 mod host;
 mod netlink;
 mod nft;
+mod passage;
 mod pool;
 mod program;
 mod record;
@@ -47,8 +49,9 @@ pub use service::{
 };
 pub use subnet::{Subnet, SubnetError};
 
-use host::Host;
+use host::{Host, Purpose};
 use netlink::Connection;
+use passage::{Dropping, Passage};
 use pool::Pool;
 use program::{Program, Stale};
 use record::Records;
@@ -104,6 +107,7 @@ struct Inner {
     links: Mutex<Connection>,
     sandboxes: Mutex<Sandboxes>,
     program: Mutex<Program>,
+    passage: Mutex<Passage>,
     tracked: Mutex<Connection>,
     attaching: Semaphore,
     /// Ends with the network.
@@ -124,13 +128,19 @@ struct Sandboxes {
 }
 
 /// Chains of others that drop forwarded packets by default, as `table, chain`: what they drop, no rule
-/// of this crate can let through. For whoever looks for reasons why pods do not reach each other.
+/// of this crate can let through. iptables' own is not among them: an instance opens it for its
+/// sandboxes. For whoever looks for reasons why pods do not reach each other.
 ///
 /// # Errors
 /// When the kernel does not list its chains.
 pub fn forward_drops() -> std::io::Result<Vec<(String, String)>> {
     let mut connection = Connection::open(libc::NETLINK_NETFILTER)?;
-    nft::forward_drops(&mut connection).map_err(|refused| refused.source)
+    let found = passage::forward_drops(&mut connection).map_err(|refused| refused.source)?;
+    Ok(found
+        .into_iter()
+        .filter(|dropping| !dropping.is_common())
+        .map(|Dropping { table, chain }| (table, chain))
+        .collect())
 }
 
 /// Runs work that waits for the kernel beside the async workers.
@@ -148,7 +158,17 @@ impl Network {
     /// Makes or takes up links, routes, sysctls and the table of an instance, in the network
     /// namespace of the calling thread's process. Repeating it is harmless; what is missing is added.
     pub async fn open(config: Config) -> Result<Network, OpenError> {
-        let (inner, changes) = blocking(move || Inner::open(config)).await?;
+        Network::open_for(config, Purpose::Use).await
+    }
+
+    /// The same for [`Network::close`] with everything: makes no link and no route, so that addresses
+    /// that have come into use by others are no hindrance.
+    pub async fn open_to_remove(config: Config) -> Result<Network, OpenError> {
+        Network::open_for(config, Purpose::Removal).await
+    }
+
+    async fn open_for(config: Config, purpose: Purpose) -> Result<Network, OpenError> {
+        let (inner, changes) = blocking(move || Inner::open(config, purpose)).await?;
         let inner = Arc::new(inner);
         let table = inner.config.instance.clone();
         let watching = tokio::spawn(watch::repair(changes, table, Arc::downgrade(&inner)));
@@ -283,6 +303,7 @@ impl Network {
             inner.stop_watching();
             // Also for a repair that has begun to wait for the lock.
             inner.program.lock().close();
+            inner.passage.lock().close();
             if remove_all {
                 inner.remove_all()
             } else {
@@ -294,7 +315,7 @@ impl Network {
 }
 
 impl Inner {
-    fn open(config: Config) -> Result<(Inner, Socket), OpenError> {
+    fn open(config: Config, purpose: Purpose) -> Result<(Inner, Socket), OpenError> {
         check(&config)?;
         let connect = |protocol| {
             Connection::open(protocol).map_err(|source| {
@@ -309,7 +330,7 @@ impl Inner {
         };
         let mut links = connect(libc::NETLINK_ROUTE)?;
         let records = Records::open(&config.state_dir)?;
-        let (host, found) = Host::open(&config, &mut links)?;
+        let (host, found) = Host::open(&config, &mut links, purpose)?;
         let mut pool = Pool::new(config.pod_subnet, config.node_address, records.last());
         let mut attached = BTreeMap::new();
         for attachment in records.load()? {
@@ -332,8 +353,12 @@ impl Inner {
             service_cidr: config.service_cidr,
             veth_prefix: host.veth_prefix.clone(),
         };
-        let mut netfilter = connect(libc::NETLINK_NETFILTER)?;
-        warn_of_forward_drops(&mut netfilter, config.pod_cidr);
+        let netfilter = connect(libc::NETLINK_NETFILTER)?;
+        let passage = Passage::new(
+            connect(libc::NETLINK_NETFILTER)?,
+            &config.instance,
+            config.pod_cidr,
+        );
         let program =
             Program::open(netfilter, config.instance.clone(), shape).map_err(|refused| {
                 OpenError::lacking("nf_tables with NAT", "CONFIG_NFT_NAT", refused)
@@ -348,6 +373,7 @@ impl Inner {
                 busy: BTreeSet::new(),
             }),
             program: Mutex::new(program),
+            passage: Mutex::new(passage),
             tracked: Mutex::new(connect(libc::NETLINK_NETFILTER)?),
             attaching: Semaphore::new(ATTACHING_MAX),
             watching: Mutex::new(None),
@@ -358,6 +384,9 @@ impl Inner {
             let step = "listen to changes of";
             OpenError::kernel("nf_tables", netlink::Refused { step, source })
         })?;
+        // What changes from here on is heard.
+        inner.open_passage();
+        warn_of_forward_drops(inner.config.pod_cidr);
         Ok((inner, changes))
     }
 
@@ -578,6 +607,24 @@ impl Inner {
         }
     }
 
+    /// Without it pods may not reach each other, but everything else works: a failure is reported.
+    fn open_passage(&self) {
+        let pods = self.config.pod_cidr;
+        match self.passage.lock().open() {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(
+                "chain FORWARD of table ip filter drops by default; it has rules now that accept \
+                 packets from and to {pods}"
+            ),
+            Err(refused) => tracing::warn!(
+                step = refused.step,
+                error = %refused.source,
+                "chain FORWARD of table ip filter drops by default; if pods do not reach each other, \
+                 accept packets from and to {pods} there"
+            ),
+        }
+    }
+
     fn stop_watching(&self) {
         if let Some(watching) = self.watching.lock().take() {
             watching.abort();
@@ -593,6 +640,10 @@ impl Inner {
                 subject: error.table,
                 source: error.source,
             })?;
+        self.passage
+            .lock()
+            .remove()
+            .map_err(|refused| OpenError::kernel("chain FORWARD of table ip filter", refused))?;
         self.host
             .remove(&mut self.links.lock())
             .map_err(|refused| OpenError::kernel(&self.host.bridge, refused))?;
@@ -600,10 +651,10 @@ impl Inner {
     }
 }
 
-/// What another table drops, no rule of ours can let through. Docker, for one, sets such a policy.
-fn warn_of_forward_drops(connection: &mut Connection, pod_cidr: Subnet) {
-    let found = nft::forward_drops(connection).unwrap_or_else(|refused| {
-        tracing::debug!(error = %refused.source, "cannot list the chains of others");
+/// What a firewall drops, no rule of ours can let through, and none is put there.
+fn warn_of_forward_drops(pod_cidr: Subnet) {
+    let found = forward_drops().unwrap_or_else(|error| {
+        tracing::debug!(%error, "cannot list the chains of others");
         Vec::new()
     });
     for (table, chain) in found {

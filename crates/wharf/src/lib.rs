@@ -48,9 +48,9 @@ impl Program for Wharf {
         }
     }
 
-    fn tear_down(&self, config: &Config, _lock: &Lock) -> anyhow::Result<()> {
+    fn tear_down(&self, config: &Config, _lock: &Lock) -> anyhow::Result<bool> {
         runtime()?.block_on(async {
-            let ground = parts::Ground::open(config).await?;
+            let ground = parts::Ground::open_to_take_down(config).await?;
             ground.take_down().await
         })
     }

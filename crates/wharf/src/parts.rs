@@ -27,25 +27,22 @@ pub(crate) struct Ground {
 impl Ground {
     /// Opens all of it; what an earlier process left running is taken up.
     pub(crate) async fn open(config: &Config) -> anyhow::Result<Ground> {
+        Ground::open_on(config, Network::open(network_config(config)?)).await
+    }
+
+    /// The same for [`Ground::take_down`] alone, which succeeds also where the addresses have come
+    /// into use by others.
+    pub(crate) async fn open_to_take_down(config: &Config) -> anyhow::Result<Ground> {
+        Ground::open_on(config, Network::open_to_remove(network_config(config)?)).await
+    }
+
+    async fn open_on(
+        config: &Config,
+        network: impl Future<Output = Result<Network, network::OpenError>>,
+    ) -> anyhow::Result<Ground> {
         let (data_dir, name) = (&config.instance.data_dir, &config.instance.name);
-        let addresses = Addresses::of(config);
         let images_dir = data_dir.join("images");
         let images = tokio::task::spawn_blocking(move || Images::open(images_dir));
-        let network = Network::open(network::Config {
-            instance: name.clone(),
-            state_dir: data_dir.join("run/network"),
-            node_address: addresses.node_in_pod_range,
-            pod_subnet: addresses
-                .node_pod_cidr
-                .parse()
-                .context("the node's share of --pod-cidr")?,
-            pod_cidr: config.pod_cidr.to_string().parse().context("--pod-cidr")?,
-            service_cidr: config
-                .service_cidr
-                .to_string()
-                .parse()
-                .context("--service-cidr")?,
-        });
         let (images, network) = tokio::join!(images, network);
         let images = images
             .context("open the images")?
@@ -69,7 +66,8 @@ impl Ground {
     }
 
     /// Ends every container and takes links, rules and cgroups away. What is stored stays.
-    pub(crate) async fn take_down(&self) -> anyhow::Result<()> {
+    /// Whether there were containers.
+    pub(crate) async fn take_down(&self) -> anyhow::Result<bool> {
         let removed: Vec<_> = futures::stream::iter(self.engine.sandboxes().await)
             .map(|sandbox| async move {
                 self.engine
@@ -80,6 +78,7 @@ impl Ground {
             .buffer_unordered(REMOVING_MAX)
             .collect()
             .await;
+        let any = !removed.is_empty();
         removed.into_iter().collect::<anyhow::Result<()>>()?;
         let pods_dir = self.pods_dir.clone();
         tokio::task::spawn_blocking(move || volume::unmount_all(&pods_dir))
@@ -87,6 +86,29 @@ impl Ground {
             .context("unmount volumes")?
             .context("unmount volumes")?;
         self.engine.close().context("remove the cgroups")?;
-        self.network.close(true).await.context("remove the network")
+        self.network
+            .close(true)
+            .await
+            .context("remove the network")?;
+        Ok(any)
     }
+}
+
+fn network_config(config: &Config) -> anyhow::Result<network::Config> {
+    let addresses = Addresses::of(config);
+    Ok(network::Config {
+        instance: config.instance.name.clone(),
+        state_dir: config.instance.data_dir.join("run/network"),
+        node_address: addresses.node_in_pod_range,
+        pod_subnet: addresses
+            .node_pod_cidr
+            .parse()
+            .context("the node's share of --pod-cidr")?,
+        pod_cidr: config.pod_cidr.to_string().parse().context("--pod-cidr")?,
+        service_cidr: config
+            .service_cidr
+            .to_string()
+            .parse()
+            .context("--service-cidr")?,
+    })
 }

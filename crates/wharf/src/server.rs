@@ -174,7 +174,7 @@ impl Server {
         self.stop_workers().await;
         let result = self.ground.take_down().await;
         self.end.signal();
-        result
+        result.map(drop)
     }
 
     /// Tells the workers to stop, and waits until they have. Containers go on.

@@ -1,6 +1,8 @@
 //! Being the server: every part made, in the order in which they need each other, until told to end.
 
+use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -23,6 +25,8 @@ use crate::{KUBERNETES, control, dns_probe, kubeconfig};
 
 /// Below which all names of the cluster are.
 const CLUSTER_DOMAIN: &str = "cluster.local";
+/// With less, the database cannot even open its log.
+const FREE_BYTES_MIN: u64 = 256 << 10;
 
 /// Starts everything, tells when it is ready, and returns when it was told to end and has.
 /// The lock is held until then.
@@ -72,6 +76,7 @@ async fn start(
     let listener = bind(config.api_listen).await?;
     let (store, ground) = tokio::join!(open_store(&config), Ground::open(&config));
     let (store, ground) = (store?, ground?);
+    config.remember()?;
 
     teller.step("Starting the API");
     let node = Arc::new(LocalNode::new(&config.node_name));
@@ -252,8 +257,17 @@ impl Parts<'_> {
 
 /// Listens, with a message that says what to do when it cannot.
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("listen at {address} for the API (is something else there? `ss -ltnp` names it; or choose another with --api-listen)")
+    TcpListener::bind(address).await.map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "end what listens there (`ss -ltnp` names it), or choose another with --api-listen"
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "no link of this machine has that address; choose another with --api-listen"
+            }
+            _ => "choose another with --api-listen",
+        };
+        anyhow::anyhow!("listen at {address} for the API: {error}; {advice}")
     })
 }
 
@@ -263,14 +277,29 @@ async fn open_store(config: &Config) -> anyhow::Result<store::Store<apiserver::M
         std::fs::create_dir_all(directory)
             .with_context(|| format!("make {}", directory.display()))?;
     }
-    let engine = store::Sqlite::open(&path).with_context(|| format!("open {}", path.display()))?;
-    store::Store::open(
-        Box::new(engine),
-        apiserver::extract(),
-        store::Options::default(),
-    )
-    .await
-    .with_context(|| format!("load {}", path.display()))
+    let open = async {
+        let engine = store::Sqlite::open(&path)?;
+        let opened = store::Store::open(
+            Box::new(engine),
+            apiserver::extract(),
+            store::Options::default(),
+        );
+        opened.await
+    };
+    open.await.map_err(|error| {
+        // The database calls a full disk by many names.
+        if free_bytes(&path).is_some_and(|free| free < FREE_BYTES_MIN) {
+            anyhow::anyhow!("{error}; its disk is full: make room at {}", path.display())
+        } else {
+            error.into()
+        }
+    })
+}
+
+/// What is left on the disk of a file.
+fn free_bytes(path: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(path.parent()?).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// Waits for the node and the name server, by the way that pods take.

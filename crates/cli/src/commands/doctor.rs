@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 
-use rustix::fs::statvfs;
+use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{FsOpenFlags, fsopen};
 use serde::Serialize;
 
@@ -220,6 +220,12 @@ fn nftables(config: &Config) -> Finding {
                 ),
             )
         }
+        Err(_) if !rustix::process::geteuid().is_root() => bad(
+            "nftables",
+            Verdict::Warning,
+            "only root can look",
+            "run wharf doctor with sudo",
+        ),
         Err(error) => bad(
             "nftables",
             Verdict::Failed,
@@ -263,6 +269,14 @@ fn api_port(config: &Config) -> Finding {
     if config.instance.data_dir.exists() && matches!(config.instance.lock(), Ok(Locked::Taken)) {
         return ok("port", format!("{address} (wharf runs)"));
     }
+    if address.port() < 1024 && !rustix::process::geteuid().is_root() {
+        return bad(
+            "port",
+            Verdict::Warning,
+            format!("{address}: only root can look"),
+            "run wharf doctor with sudo",
+        );
+    }
     match TcpListener::bind(address) {
         Ok(_) => ok("port", format!("{address} is free")),
         Err(error) => bad(
@@ -283,6 +297,12 @@ fn disk(config: &Config) -> Finding {
         .unwrap_or(Path::new("/"));
     let shown = directory.display();
     match statvfs(directory) {
+        Ok(found) if found.f_flag.contains(StatVfsMountFlags::RDONLY) => bad(
+            "disk",
+            Verdict::Failed,
+            format!("{shown} is read-only"),
+            "mount it writable, or choose another place with --data-dir",
+        ),
         Ok(found) => {
             let free = found.f_bavail.saturating_mul(found.f_frsize);
             let text = format!("{} free at {shown}", crate::table::bytes(free));

@@ -33,19 +33,22 @@ pub(super) fn stop(program: &dyn Program, config: &Config) -> anyhow::Result<boo
     if !config.instance.data_dir.exists() {
         return Ok(false);
     }
-    match block_on(ask_or_lock::<Status>(
+    let running = match block_on(ask_or_lock::<Status>(
         &config.instance,
         Method::POST,
         "/down",
     ))? {
         Presence::Answered(status) => match status.pid {
-            Some(pid) => wait_for_exit(pid)?,
+            Some(pid) => {
+                wait_for_exit(pid)?;
+                true
+            }
             None => bail!("the server did not say which process it is"),
         },
         // No server: it was killed, perhaps, and its containers went on.
         Presence::Nobody(lock) => program.tear_down(config, &lock)?,
-    }
-    Ok(true)
+    };
+    Ok(running)
 }
 
 fn wait_for_exit(pid: u32) -> anyhow::Result<()> {

@@ -16,13 +16,17 @@ use crate::{Config, Misuse, Program};
 pub(crate) fn run(program: &dyn Program, arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Up(settings) => up::run(&Config::resolve(&settings)?),
-        Command::Down(settings) => down::run(program, &Config::resolve(&settings)?),
+        Command::Down(settings) => down::run(program, &Config::resolve(&settings)?.as_made()),
         Command::Status(status) => status::run(&Config::resolve(&status.settings)?, status.output),
-        Command::Reset(reset) => reset::run(program, &Config::resolve(&reset.settings)?, reset.yes),
+        Command::Reset(reset) => {
+            let config = Config::resolve(&reset.settings)?.as_made();
+            reset::run(program, &config, reset.yes)
+        }
         Command::Server(server) => {
             let mut config = Config::resolve(&server.settings)?;
             config.progress = server.progress;
             require_root("run the server")?;
+            config.refuse_changes()?;
             program.serve(config)
         }
         Command::Version(version) => version::run(program, version.output),

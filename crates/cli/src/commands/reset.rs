@@ -9,12 +9,26 @@ use super::{down, require_root};
 use crate::{Config, Misuse, Program, Refused, kubeconfig};
 
 /// Everything that an instance keeps in its data directory. Nothing else is deleted.
-const KEPT: [&str; 7] = ["store", "images", "run", "pods", "log", "pki", "wharf.lock"];
+const KEPT: [&str; 8] = [
+    "store",
+    "images",
+    "run",
+    "pods",
+    "log",
+    "pki",
+    "settings.toml",
+    "wharf.lock",
+];
 
 pub(super) fn run(program: &dyn Program, config: &Config, yes: bool) -> anyhow::Result<()> {
     require_root("reset the cluster")?;
     let directory = &config.instance.data_dir;
-    if directory.exists() && !directory.join("wharf.lock").exists() {
+    if !directory.exists() {
+        kubeconfig::remove(&config.kubeconfig, config.context())?;
+        println!("There is nothing in {}.", directory.display());
+        return Ok(());
+    }
+    if !directory.join("wharf.lock").exists() {
         bail!(
             "{} is no data directory of wharf (it has no wharf.lock); nothing was deleted",
             directory.display()
@@ -24,14 +38,12 @@ pub(super) fn run(program: &dyn Program, config: &Config, yes: bool) -> anyhow::
         confirm(config)?;
     }
     down::stop(program, config)?;
-    if directory.exists() {
-        refuse_mounts(directory)?;
-        for name in KEPT {
-            remove(&directory.join(name))?;
-        }
-        // Stays if somebody keeps something of their own in it.
-        let _ = std::fs::remove_dir(directory);
+    refuse_mounts(directory)?;
+    for name in KEPT {
+        remove(&directory.join(name))?;
     }
+    // Stays if somebody keeps something of their own in it.
+    let _ = std::fs::remove_dir(directory);
     kubeconfig::remove(&config.kubeconfig, config.context())?;
     println!("Everything in {} is gone.", directory.display());
     Ok(())

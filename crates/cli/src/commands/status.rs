@@ -2,12 +2,15 @@
 
 use http::Method;
 
-use super::block_on;
+use super::{block_on, require_root};
 use crate::args::Format;
 use crate::control::{Control, Ended, NotReady, State, Status};
 use crate::{Config, Refused};
 
 pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<()> {
+    if config.instance.data_dir.exists() {
+        require_root("ask the server for its state")?;
+    }
     let status = block_on(async {
         match Control::connect(&config.instance.control_socket()).await? {
             Some(mut control) => match control.ask(Method::GET, "/status").await {

@@ -24,39 +24,69 @@ const LOG_TAIL_BYTES: u64 = 2000;
 
 pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     require_root("start a cluster")?;
+    config.refuse_changes()?;
+    kubeconfig::check(&config.kubeconfig)?;
     config.instance.make_data_dir()?;
     let started = Instant::now();
-    match block_on(ask_or_lock::<Status>(
-        &config.instance,
-        Method::GET,
-        "/ready",
-    ))? {
-        Presence::Answered(status) => {
-            kubeconfig::merge(
-                &config.instance.admin_kubeconfig(),
-                &config.kubeconfig,
-                config.context(),
-            )?;
-            let pid = status.pid.unwrap_or_default();
-            println!("wharf is already running (pid {pid}).");
-            return print_next(config);
-        }
-        // Freed at once: the server takes it. Two that come here together are told apart by the server's own attempt.
-        Presence::Nobody(lock) => drop(lock),
+    if let Some(status) = running(config)? {
+        return print_running(config, &status);
     }
+    // The lock is free again at once, for the server to take.
     let mut server = spawn(config)?;
-    follow(config, &mut server)?;
-    kubeconfig::merge(
-        &config.instance.admin_kubeconfig(),
-        &config.kubeconfig,
-        config.context(),
-    )?;
+    if let Err(error) = follow(config, &mut server) {
+        // Another `wharf up` may have come at the same moment, and its server was first.
+        return match running(config) {
+            Ok(Some(status)) => print_running(config, &status),
+            _ => Err(error),
+        };
+    }
+    merge(config)?;
     println!(
         "The cluster is ready after {:.1} s: {}",
         started.elapsed().as_secs_f64(),
         config.server_url()
     );
-    print_next(config)
+    print_next(config);
+    Ok(())
+}
+
+/// The state of the server that has the instance, once it is ready; nothing if nobody has it.
+fn running(config: &Config) -> anyhow::Result<Option<Status>> {
+    let found = block_on(ask_or_lock::<Status>(
+        &config.instance,
+        Method::GET,
+        "/ready",
+    ))?;
+    match found {
+        Presence::Answered(status) => Ok(Some(status)),
+        Presence::Nobody(_) => Ok(None),
+    }
+}
+
+fn print_running(config: &Config, status: &Status) -> anyhow::Result<()> {
+    merge(config)?;
+    let pid = status.pid.unwrap_or_default();
+    println!("wharf is already running (pid {pid}).");
+    let api = status.addresses.as_ref().map(|addresses| &addresses.api);
+    if let Some(api) = api.filter(|api| **api != config.server_url()) {
+        println!(
+            "Its API stays at {api}; to move it to {}, stop it first: wharf down",
+            config.server_url()
+        );
+    }
+    print_next(config);
+    Ok(())
+}
+
+fn merge(config: &Config) -> anyhow::Result<()> {
+    kubeconfig::merge(
+        &config.instance.admin_kubeconfig(),
+        &config.kubeconfig,
+        config.context(),
+    )
+    .context(
+        "the cluster runs, but kubectl cannot be told of it; choose another file with --kubeconfig",
+    )
 }
 
 fn spawn(config: &Config) -> anyhow::Result<Child> {
@@ -131,12 +161,23 @@ fn log_tail(config: &Config, start: u64) -> String {
     String::from_utf8_lossy(&text).trim_end().to_string()
 }
 
-fn print_next(config: &Config) -> anyhow::Result<()> {
+fn print_next(config: &Config) {
     println!(
         "Context \"{}\" is current in {}.",
         config.context(),
         config.kubeconfig.display()
     );
-    println!("Next: kubectl get nodes");
-    Ok(())
+    // Who types sudo is somebody else in the next line, and may not read root's file.
+    let sudo = match std::env::var_os("SUDO_UID") {
+        Some(user) if user != "0" => "sudo ",
+        _ => "",
+    };
+    if config.kubeconfig_is_where_kubectl_looks() {
+        println!("Next: {sudo}kubectl get nodes");
+    } else {
+        println!(
+            "Next: {sudo}kubectl --kubeconfig {} get nodes",
+            config.kubeconfig.display()
+        );
+    }
 }
