@@ -184,7 +184,8 @@ fn keep_node_ports(spec: &mut Value, old: &Value) {
 /// them all.
 fn drop_of_other_types(spec: &mut Value, old: &Value) {
     /// Fields, and which services have them.
-    const FIELDS: &[(&[&str], fn(&Value) -> bool)] = &[
+    type Fields = (&'static [&'static str], fn(&Value) -> bool);
+    const FIELDS: &[Fields] = &[
         (
             &[
                 "clusterIP",
