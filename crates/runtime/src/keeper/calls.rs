@@ -189,14 +189,21 @@ impl Keeper {
         self.kill_all();
     }
 
-    pub(super) fn kill_all(&mut self) {
-        for container in self.containers.values() {
-            let process = container.record.state.pid();
-            let launcher = container.launch.as_ref().map(|launch| launch.launcher);
-            for pid in process.into_iter().chain(launcher) {
-                // It may have ended already.
-                let _ = kill(pid, libc::SIGKILL);
-            }
+    pub(super) fn kill_all(&self) {
+        for &number in self.containers.keys() {
+            self.kill(number);
+        }
+    }
+
+    pub(super) fn kill(&self, number: u64) {
+        let Some(container) = self.containers.get(&number) else {
+            return;
+        };
+        let process = container.record.state.pid();
+        let launcher = container.launch.as_ref().map(|launch| launch.launcher);
+        for pid in process.into_iter().chain(launcher) {
+            // It may have ended already.
+            let _ = kill(pid, libc::SIGKILL);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::calls::kill;
 use super::container::{Launching, machine};
 use super::launch::{Launch, launch};
 use super::process::{Heard, Report, Side, fork, report_channel};
-use super::{Keeper, complain};
+use super::{GRACE, Keeper, complain};
 use crate::protocol::{Answer, Event, Refusal, RefusalKind};
 use crate::record::write_container;
 use crate::spec::ContainerState;
@@ -161,7 +161,8 @@ impl Keeper {
         self.announce(number);
         self.reply(launching.connection, launching.request, result, Vec::new());
         if self.ending.is_some() {
-            self.kill_all();
+            // It came too late to be killed, or asked to end, with the others.
+            self.kill(number);
         }
         self.forget_unknown_exits();
     }
@@ -212,10 +213,8 @@ impl Keeper {
     pub(super) fn hear_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             let number = i32::try_from(signal.ssi_signo).unwrap_or_default();
-            // The machine goes down, or somebody wants to see the sandbox gone.
             if number == libc::SIGTERM || number == libc::SIGINT {
-                self.ending.get_or_insert_default();
-                self.kill_all();
+                self.wind_up();
             }
         }
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -228,6 +227,22 @@ impl Keeper {
                 (None, None) => continue,
             };
             self.reaped(pid.as_raw_nonzero().get(), exit);
+        }
+    }
+
+    /// The machine goes down, or somebody wants to see the sandbox gone: containers are asked to end,
+    /// and killed after a while; or at once, by whoever asks again.
+    fn wind_up(&mut self) {
+        if self.ending.is_some() {
+            return self.kill_all();
+        }
+        self.ending = Some(Vec::new());
+        self.patience = Some(Instant::now() + GRACE);
+        for container in self.containers.values() {
+            if let Some(pid) = container.record.state.pid() {
+                // It may have ended already.
+                let _ = kill(pid, libc::SIGTERM);
+            }
         }
     }
 

@@ -56,6 +56,9 @@ use crate::record::{RecordError, SandboxRecord, boot, read_sandbox};
 /// Peers at once. One daemon is usual; a second one may look on.
 const CONNECTIONS_MAX: usize = 16;
 
+/// How long containers may take to end when the machine goes down, as under Docker.
+const GRACE: Duration = Duration::from_secs(10);
+
 /// Bytes read at once from anything.
 const BUFFER: usize = 32 << 10;
 
@@ -178,6 +181,7 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
         dials: Vec::new(),
         unknown_exits: Vec::new(),
         ending: None,
+        patience: None,
         abandoned: false,
         number: 0,
         buffer: vec![0; BUFFER],
@@ -238,6 +242,8 @@ struct Keeper {
     unknown_exits: Vec<(i32, lives::Exit)>,
     /// Asked to end, by these requests of these connections.
     ending: Option<Vec<(u64, u64)>>,
+    /// Containers have been asked to end, and are killed then.
+    patience: Option<Instant>,
     /// The directory is gone.
     abandoned: bool,
     /// The last number given to a connection, container or execution.
@@ -424,7 +430,7 @@ impl Keeper {
             .values()
             .filter_map(|container| container.launch.as_ref().map(|launch| launch.deadline));
         let dials = self.dials.iter().map(|dial| dial.deadline);
-        launches.chain(dials).min()
+        launches.chain(dials).chain(self.patience).min()
     }
 
     /// Gives up what takes too long.
@@ -441,6 +447,10 @@ impl Keeper {
             self.settle_dial(dial.connection, dial.request, progress);
         }
         self.expire_launches(now);
+        if self.patience.is_some_and(|end| end <= now) {
+            self.patience = None;
+            self.kill_all();
+        }
     }
 
     fn is_done(&self) -> bool {

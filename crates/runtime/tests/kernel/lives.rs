@@ -51,6 +51,29 @@ pub(crate) async fn exit_codes_and_signals() {
     house.left_empty();
 }
 
+/// As when the machine goes down. The second signal stands for the end of the containers' grace.
+pub(crate) async fn a_keeper_that_is_told_to_end_lets_its_containers_end_first() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let polite = "trap 'echo asked; exit 3' TERM; echo ready; while true; do sleep 0.05; done";
+    sandbox.start(house.shell(&sandbox, "polite", polite)).await;
+    sandbox
+        .start(house.shell(&sandbox, "stubborn", "sleep 600"))
+        .await;
+    sandbox.wait_for("polite", "ready").await;
+    let keeper = rustix::process::Pid::from_raw(sandbox.keeper.pid()).expect("a process");
+    let tell = || rustix::process::kill_process(keeper, rustix::process::Signal::TERM);
+    tell().expect("told");
+    assert_eq!(code(&sandbox.exit("polite").await), 3);
+    assert!(sandbox.log("polite").contains("asked"));
+    let late = sandbox.keeper.create(house.shell(&sandbox, "late", "true"));
+    assert!(late.await.is_err(), "nothing new begins");
+    tell().expect("told");
+    assert_eq!(code(&sandbox.exit("stubborn").await), 137);
+    while sandbox.events.recv().await.is_some() {}
+    house.left_empty();
+}
+
 pub(crate) async fn commands_that_cannot_be_executed() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;

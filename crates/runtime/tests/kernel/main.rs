@@ -24,6 +24,7 @@ macro_rules! tests {
 
 const TESTS: &[Test] = tests![
     lives::exit_codes_and_signals,
+    lives::a_keeper_that_is_told_to_end_lets_its_containers_end_first,
     lives::commands_that_cannot_be_executed,
     lives::a_file_that_is_no_program,
     lives::memory_limit_kills_and_says_so,
