@@ -12,10 +12,18 @@
 
 use crate::netlink::{ACK, APPEND, Attributes, Batch, CREATE, Connection, Payload, Refused};
 
-const FAMILY_IPV4: u8 = 2;
+const FAMILY_ANY: u8 = 0;
+pub(crate) const FAMILY_INET: u8 = 1;
+pub(crate) const FAMILY_IPV4: u8 = 2;
+/// Kinds of messages to those who listen.
+pub(crate) const TABLE_REMOVED: u16 = kind(libc::NFT_MSG_DELTABLE);
+pub(crate) const CHAIN_ADDED: u16 = kind(libc::NFT_MSG_NEWCHAIN);
+pub(crate) const RULE_REMOVED: u16 = kind(libc::NFT_MSG_DELRULE);
 const SUBSYSTEM: u16 = 10;
 /// Elements go in messages below this size: the attribute round them has 16 bits for its length.
 const ELEMENTS_BYTES: usize = 48 * 1024;
+/// `nft` shows no longer comments.
+const COMMENT_BYTES: usize = 127;
 
 /// A 32-bit register: 0…15.
 #[derive(Clone, Copy)]
@@ -124,7 +132,7 @@ pub(crate) struct Rules {
     sets: u32,
 }
 
-fn kind(message: libc::c_int) -> u16 {
+const fn kind(message: libc::c_int) -> u16 {
     SUBSYSTEM << 8 | message as u16
 }
 
@@ -136,6 +144,13 @@ fn header(payload: &mut Payload<'_>, family: u8, resource: u16) {
 impl Rules {
     /// An empty batch. It makes the table if it is absent.
     pub(crate) fn new(table: &str) -> Rules {
+        let mut rules = Rules::of_another(table);
+        rules.add_table();
+        rules
+    }
+
+    /// An empty batch for a table that others have made.
+    pub(crate) fn of_another(table: &str) -> Rules {
         let mut rules = Rules {
             batch: Batch::default(),
             table: table.to_owned(),
@@ -146,7 +161,6 @@ impl Rules {
             .message("begin", libc::NFNL_MSG_BATCH_BEGIN as u16, 0, |message| {
                 header(message, 0, SUBSYSTEM);
             });
-        rules.add_table();
         rules
     }
 
@@ -312,6 +326,29 @@ impl Rules {
         }
     }
 
+    /// Puts a rule with a comment at the head of a chain, and has the kernel answer.
+    pub(crate) fn insert_rule(
+        &mut self,
+        chain: &str,
+        comment: &str,
+        body: impl FnOnce(&mut Rule<'_, '_>),
+    ) {
+        let flags = CREATE | ACK;
+        self.message("insert a rule", libc::NFT_MSG_NEWRULE, flags, |message| {
+            message.text(2, chain);
+            message.nested(4, |expressions| body(&mut Rule(expressions)));
+            message.attribute(7, &write_comment(comment));
+        });
+    }
+
+    /// Removes one rule, and has the kernel answer.
+    pub(crate) fn delete_rule(&mut self, chain: &str, handle: u64) {
+        self.message("remove a rule", libc::NFT_MSG_DELRULE, ACK, |message| {
+            message.text(2, chain);
+            message.network_long(3, handle);
+        });
+    }
+
     /// Adds a rule at the end of a chain.
     pub(crate) fn add_rule(&mut self, chain: &str, body: impl FnOnce(&mut Rule<'_, '_>)) {
         self.message(
@@ -343,38 +380,75 @@ pub(crate) fn chains(connection: &mut Connection, table: &str) -> Result<Vec<Str
     Ok(found)
 }
 
-/// Table and name of each chain that drops what other chains do not take before it is forwarded.
-pub(crate) fn forward_drops(connection: &mut Connection) -> Result<Vec<(String, String)>, Refused> {
-    const ANY_FAMILY: u8 = 0;
-    const FAMILY_INET: u8 = 1;
-    let mut found = Vec::new();
-    let number = |bytes: &[u8]| bytes.try_into().ok().map(u32::from_be_bytes);
+/// Shows each chain of every table: its family, and its attributes.
+pub(crate) fn each_chain(
+    connection: &mut Connection,
+    mut each: impl FnMut(u8, &[u8]),
+) -> Result<(), Refused> {
     connection.dump(
         "list chains",
         kind(libc::NFT_MSG_GETCHAIN),
-        |message| header(message, ANY_FAMILY, 0),
+        |message| header(message, FAMILY_ANY, 0),
         |_, payload| {
-            let family = match payload.first() {
-                Some(&FAMILY_INET) => "inet",
-                Some(&FAMILY_IPV4) => "ip",
-                _ => return,
-            };
+            if let Some((family, _)) = payload.split_first() {
+                each(*family, payload.get(4..).unwrap_or_default());
+            }
+        },
+    )
+}
+
+/// Handles and comments of the rules in a chain that have one.
+pub(crate) fn comments(
+    connection: &mut Connection,
+    table: &str,
+    chain: &str,
+) -> Result<Vec<(u64, String)>, Refused> {
+    let mut found = Vec::new();
+    connection.dump(
+        "list rules",
+        kind(libc::NFT_MSG_GETRULE),
+        |message| {
+            header(message, FAMILY_IPV4, 0);
+            message.text(1, table);
+            message.text(2, chain);
+        },
+        |_, payload| {
             let attributes = payload.get(4..).unwrap_or_default();
-            let find = |kind| Attributes::find(attributes, kind);
-            let hook = find(4)
-                .and_then(|hook| Attributes::find(hook, 1))
-                .and_then(number);
-            let drops = find(5).and_then(number) == Some(libc::NF_DROP as u32);
-            let names = (
-                Attributes::find_text(attributes, 1),
-                Attributes::find_text(attributes, 3),
-            );
-            if let (Some(FORWARD), true, (Some(table), Some(chain))) = (hook, drops, names) {
-                found.push((format!("{family} {table}"), chain.to_owned()));
+            let handle = Attributes::find(attributes, 3)
+                .and_then(|bytes| bytes.try_into().ok())
+                .map(u64::from_be_bytes);
+            let comment = Attributes::find(attributes, 7).and_then(read_comment);
+            // Kernels before 5.19 show the rules of all chains.
+            let is_asked_for = Attributes::find_text(attributes, 1) == Some(table)
+                && Attributes::find_text(attributes, 2) == Some(chain);
+            if let (true, Some(handle), Some(comment)) = (is_asked_for, handle, comment) {
+                found.push((handle, comment));
             }
         },
     )?;
     Ok(found)
+}
+
+/// A comment as user data of a rule: kind 0, length with the closing NUL, text. The kernel keeps it
+/// and does not look at it (`libnftnl/udata.h`).
+fn write_comment(comment: &str) -> Vec<u8> {
+    let text = &comment.as_bytes()[..comment.len().min(COMMENT_BYTES)];
+    let mut bytes = vec![0, text.len() as u8 + 1];
+    bytes.extend_from_slice(text);
+    bytes.push(0);
+    bytes
+}
+
+fn read_comment(mut data: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = data {
+        let value = rest.get(..usize::from(*length))?;
+        if *kind == 0 {
+            let text = value.strip_suffix(&[0]).unwrap_or(value);
+            return String::from_utf8(text.to_vec()).ok();
+        }
+        data = &rest[value.len()..];
+    }
+    None
 }
 
 /// Key and datum of an element that was read back; for a verdict, the name of the chain it leads to.
@@ -724,6 +798,11 @@ impl Rule<'_, '_> {
             data.network(1, 0);
             data.attribute(2, &[3]);
         });
+    }
+
+    /// `counter`: counts packets and bytes that come here.
+    pub(crate) fn counter(&mut self) -> &mut Self {
+        self.expression("counter", |_| {})
     }
 
     /// Ends the rule with a verdict.

@@ -206,17 +206,23 @@ fn nftables(config: &Config) -> Finding {
     match network::forward_drops() {
         Ok(chains) if chains.is_empty() => ok("nftables", "yes"),
         Ok(chains) => {
-            let names: Vec<String> = chains
-                .into_iter()
-                .map(|(table, chain)| format!("{chain} of table {table}"))
-                .collect();
+            let pods = config.pod_cidr;
+            let (mut names, mut remedies) = (Vec::new(), Vec::new());
+            for (table, chain) in chains {
+                for side in ["saddr", "daddr"] {
+                    remedies.push(format!(
+                        "nft insert rule {table} {chain} ip {side} {pods} accept"
+                    ));
+                }
+                names.push(format!("{chain} of table {table}"));
+            }
             bad(
                 "nftables",
                 Verdict::Warning,
                 format!("forwarded packets are dropped by {}", names.join(", ")),
                 format!(
-                    "let those of pods through: iptables -I FORWARD -s {0} -j ACCEPT; iptables -I FORWARD -d {0} -j ACCEPT",
-                    config.pod_cidr
+                    "let those of pods through, in the firewall's settings or by: {}",
+                    remedies.join("; ")
                 ),
             )
         }

@@ -3,6 +3,7 @@
 
 mod instances;
 mod listing;
+mod passage;
 mod sandboxes;
 mod services;
 mod under_load;
