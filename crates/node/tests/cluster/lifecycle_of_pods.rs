@@ -410,7 +410,9 @@ async fn secrets_in_files_and_variables() {
     let house = House::new().await;
     house
         .create::<k8s_openapi::api::core::v1::Secret>(
-            json!({"metadata": {"name": "s"}, "stringData": {"user": "me", "word": "open"}}),
+            json!({"metadata": {"name": "s"}, "stringData": {
+                "user": "me", "word": "open", "data-1": "one", "data.2": "two",
+            }}),
         )
         .await;
     house
@@ -419,8 +421,14 @@ async fn secrets_in_files_and_variables() {
             json!({
                 "containers": [{
                     "name": "c", "image": "app:1",
-                    "envFrom": [{"prefix": "S_", "secretRef": {"name": "s"}}],
-                    "env": [{"name": "GREETING", "value": "$(S_user)@$(HOST)"}],
+                    "envFrom": [
+                        {"prefix": "S_", "secretRef": {"name": "s"}},
+                        {"prefix": "p-", "secretRef": {"name": "s"}},
+                    ],
+                    "env": [
+                        {"name": "GREETING", "value": "$(S_user)@$(HOST)"},
+                        {"name": "of any: kind", "value": "$(p-data-1)"},
+                    ],
                     "volumeMounts": [
                         {"name": "v", "mountPath": "/v"},
                         {"name": "e", "mountPath": "/e", "subPath": "a/b"},
@@ -445,6 +453,10 @@ async fn secrets_in_files_and_variables() {
     };
     assert_eq!(variable("S_word"), Some("open"));
     assert_eq!(variable("GREETING"), Some("me@$(HOST)"));
+    // Names need not be such as a shell could use.
+    assert_eq!(variable("S_data.2"), Some("two"));
+    assert_eq!(variable("p-data-1"), Some("one"));
+    assert_eq!(variable("of any: kind"), Some("one"));
     house.delete("web").await;
     house.until_gone("web").await;
 }

@@ -42,6 +42,7 @@ const TESTS: &[Test] = tests![
     output::standard_input,
     output::a_terminal,
     output::exec_streams_and_exit_codes,
+    output::variables_of_any_name,
     output::exec_in_a_terminal,
     output::exec_that_cannot_be_executed,
     isolation::what_a_plain_container_sees,

@@ -225,6 +225,34 @@ pub(crate) async fn exec_streams_and_exit_codes() {
     house.left_empty();
 }
 
+/// Kubernetes allows every name of printable characters but `=`. Many a shell drops those that it has
+/// no variable for, so the first program is asked, and none is in between.
+pub(crate) async fn variables_of_any_name() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let odd = ["data-1=one", "data.2=two", "of any: kind=a=b", "=x", "1=2"];
+    let mut spec = house.container(&sandbox, "c", &["cat", "/proc/self/environ"]);
+    spec.env.extend(odd.map(str::to_owned));
+    let expected: String = spec.env.iter().map(|one| format!("{one}\0")).collect();
+    assert_eq!(code(&sandbox.run(spec).await), 0);
+    // Without a line's end: it is a part of one.
+    assert_eq!(sandbox.log("c"), format!("stdout P {expected}\n"));
+
+    let mut spec = house.container(&sandbox, "d", &["sleep", "600"]);
+    spec.env = vec!["PATH=/bin".to_owned(), "data-1=container".to_owned()];
+    sandbox.start(spec).await;
+    let mut spec = exec(&["cat", "/proc/self/environ"]);
+    spec.env = odd.map(str::to_owned).to_vec();
+    let run = sandbox.keeper.exec("d", spec).await.expect("executed");
+    let odd: String = odd.iter().map(|one| format!("{one}\0")).collect();
+    assert_eq!(
+        read_all(run.streams.stdout).await,
+        format!("PATH=/bin\0{odd}")
+    );
+    sandbox.end().await;
+    house.left_empty();
+}
+
 pub(crate) async fn exec_in_a_terminal() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
