@@ -17,7 +17,7 @@ use serde_json::Value;
 use store::{Key, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::authorize::roles::{self, Roles};
+use crate::authorize::roles::Roles;
 use crate::authorize::{Authorizer, require};
 use crate::caller::{self, Caller, Certified};
 use crate::encode::Head;
@@ -237,15 +237,6 @@ impl Core {
     pub(crate) fn builtin(&self, group: &str, version: &str, plural: &str) -> &Arc<Resource> {
         self.resource(group, version, plural)
             .unwrap_or_else(|| panic!("the built-in kinds have {plural} in {group:?}/{version}"))
-    }
-
-    /// Takes notice of a write to this resource.
-    pub(crate) fn noticed(&self, resource: &Resource) {
-        if let Some(roles) = &self.roles
-            && resource.kind.group() == roles::GROUP
-        {
-            roles.changed();
-        }
     }
 
     /// The newest state of an object, parsed.

@@ -7,7 +7,23 @@ use imbl::OrdMap;
 
 use crate::{Entry, Key, Revision};
 
-type Space<M> = OrdMap<Arc<str>, Arc<Entry<M>>>;
+type Names<M> = OrdMap<Arc<str>, Arc<Entry<M>>>;
+
+/// All entries of one space.
+struct Space<M> {
+    names: Names<M>,
+    /// When an entry of it was last written or removed.
+    written: Revision,
+}
+
+impl<M> Clone for Space<M> {
+    fn clone(&self) -> Self {
+        Space {
+            names: self.names.clone(),
+            written: self.written,
+        }
+    }
+}
 
 /// The whole state at one revision. A clone is O(1) and shares everything.
 pub struct Snapshot<M> {
@@ -37,9 +53,18 @@ impl<M> Snapshot<M> {
         self.revision
     }
 
+    /// The revision at which an entry of `space` was last written or removed. What is worked out
+    /// from the entries of a space holds as long as this stays the same. Like the history, the
+    /// removals before this start are forgotten.
+    pub fn space_revision(&self, space: &str) -> Revision {
+        self.spaces
+            .get(space)
+            .map_or(Revision(0), |space| space.written)
+    }
+
     /// The state of one key.
     pub fn get(&self, key: &Key) -> Option<&Arc<Entry<M>>> {
-        self.spaces.get(&key.space)?.get(&key.name)
+        self.spaces.get(&key.space)?.names.get(&key.name)
     }
 
     /// At most `limit` entries of `space` whose names begin with `name_prefix` and come after the
@@ -58,7 +83,7 @@ impl<M> Snapshot<M> {
         self.spaces
             .get(space)
             .into_iter()
-            .flat_map(move |names| names.range::<_, str>((from, Bound::Unbounded)))
+            .flat_map(move |space| space.names.range::<_, str>((from, Bound::Unbounded)))
             .take_while(move |(name, _)| name.starts_with(name_prefix))
             .map(|(_, entry)| entry)
             .take(limit)
@@ -68,7 +93,7 @@ impl<M> Snapshot<M> {
     /// as going through them.
     pub fn count(&self, space: &str, name_prefix: &str) -> usize {
         if name_prefix.is_empty() {
-            self.spaces.get(space).map_or(0, OrdMap::len)
+            self.spaces.get(space).map_or(0, |space| space.names.len())
         } else {
             self.range(space, name_prefix, None, usize::MAX).count()
         }
@@ -86,30 +111,38 @@ impl<M> Snapshot<M> {
     /// Puts `entry` in its place and returns what was there.
     pub(crate) fn insert(&mut self, entry: Arc<Entry<M>>) -> Option<Arc<Entry<M>>> {
         if let Some(space) = self.spaces.get_mut(&entry.key.space) {
-            return space.insert(entry.key.name.clone(), entry);
+            space.written = space.written.max(entry.revision);
+            return space.names.insert(entry.key.name.clone(), entry);
         }
         self.spaces.insert(
             entry.key.space.clone(),
-            OrdMap::unit(entry.key.name.clone(), entry),
+            Space {
+                written: entry.revision,
+                names: OrdMap::unit(entry.key.name.clone(), entry),
+            },
         );
         None
     }
 
+    /// Takes `key` out, at the revision that was set last.
     pub(crate) fn remove(&mut self, key: &Key) -> Option<Arc<Entry<M>>> {
-        self.spaces.get_mut(&key.space)?.remove(&key.name)
+        let space = self.spaces.get_mut(&key.space)?;
+        space.written = self.revision;
+        space.names.remove(&key.name)
     }
 
     /// The key with the strings that the state already holds, so that a write of a known name keeps
     /// one copy of it.
     pub(crate) fn known(&self, key: Key) -> Key {
-        let Some((space, names)) = self.spaces.get_key_value(&key.space) else {
+        let Some((name, space)) = self.spaces.get_key_value(&key.space) else {
             return key;
         };
         Key {
-            name: names
+            name: space
+                .names
                 .get(&key.name)
                 .map_or(key.name, |entry| entry.key.name.clone()),
-            space: space.clone(),
+            space: name.clone(),
         }
     }
 }

@@ -194,3 +194,25 @@ async fn closing_finishes_what_was_queued() {
     assert_eq!(commits.try_iter().count(), 1);
     assert_eq!(told(store.commit(create("b")).await), "the store is closed");
 }
+
+#[tokio::test]
+async fn a_space_tells_when_it_was_last_written() {
+    let extract = Arc::new(|_: &Key, _: &Bytes| ());
+    let store = Store::open(Box::new(store::Memory), extract, Options::default())
+        .await
+        .expect("memory opens");
+    let commit = async |transaction: Transaction| {
+        let committed = store.commit(transaction).await.expect("a commit");
+        committed.revision
+    };
+    let of = |space: &str| store.snapshot().space_revision(space);
+    assert_eq!(of("space"), Revision(0));
+    let created = commit(create("a")).await;
+    assert_eq!(of("space"), created);
+    let elsewhere = Key::new("other", "a");
+    commit(Transaction::create(elsewhere, Body::plain("a"))).await;
+    assert_eq!(of("space"), created);
+    let removed = commit(Transaction::remove(key("a"), created, Body::plain(""))).await;
+    assert_eq!(of("space"), removed);
+    assert!(of("other") < removed);
+}

@@ -1,15 +1,15 @@
 //! The built-in authorizer: nodes by what runs on them, everybody else by roles and bindings.
 //!
 //! The roles are read from the store into an [`access::Policy`] when they are first asked for, and
-//! again after one of them was written. All writes go through this server, so it knows when.
+//! again when the store says that one of them was written since. Nothing has to tell of the write:
+//! a request that is given up after its write was queued would not come to that.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use access::{Policy, Rule, Subject, User};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use store::Store;
+use store::{Revision, Snapshot, Store};
 
 use super::node;
 use super::{Attributes, Authorizer, Decision, RuleList};
@@ -19,7 +19,7 @@ use crate::meta::Meta;
 /// The group whose objects make the policy.
 pub(crate) const GROUP: &str = "rbac.authorization.k8s.io";
 
-const SPACES: &[&str] = &[
+const SPACES: [&str; 4] = [
     "clusterroles.rbac.authorization.k8s.io",
     "clusterrolebindings.rbac.authorization.k8s.io",
     "roles.rbac.authorization.k8s.io",
@@ -29,40 +29,39 @@ const SPACES: &[&str] = &[
 /// The role that says what the agent of any node may do.
 const NODE_ROLE: &str = "system:node";
 
+/// The revision of each of [`SPACES`].
+type Written = [Revision; SPACES.len()];
+
+fn written(snapshot: &Snapshot<Meta>) -> Written {
+    SPACES.map(|space| snapshot.space_revision(space))
+}
+
 /// Roles and bindings, as they are in the store.
 pub(crate) struct Roles {
     store: Store<Meta>,
-    /// Counts the writes to the objects that make the policy.
-    written: AtomicU64,
-    /// The policy, and how many writes it has seen.
-    made: Mutex<Option<(u64, Arc<Policy>)>>,
+    /// The policy, and when the objects that made it were last written.
+    made: Mutex<Option<(Written, Arc<Policy>)>>,
 }
 
 impl Roles {
     pub(crate) fn new(store: Store<Meta>) -> Roles {
         Roles {
             store,
-            written: AtomicU64::new(0),
             made: Mutex::default(),
         }
-    }
-
-    /// A role or binding was written: the policy is out of date.
-    pub(crate) fn changed(&self) {
-        self.written.fetch_add(1, Ordering::Release);
     }
 
     /// The policy as of now.
     pub(crate) fn policy(&self) -> Arc<Policy> {
         let mut made = self.made.lock();
-        // Read before the objects are: a write in between makes this policy out of date at once.
-        let written = self.written.load(Ordering::Acquire);
+        // Taken under the lock, so that no older state replaces a newer one.
+        let snapshot = self.store.snapshot();
+        let written = written(&snapshot);
         if let Some((seen, policy)) = &*made
             && *seen == written
         {
             return policy.clone();
         }
-        let snapshot = self.store.snapshot();
         let mut policy = Policy::default();
         for space in SPACES {
             for entry in snapshot.range(space, "", None, usize::MAX) {

@@ -437,14 +437,13 @@ pub(crate) async fn commit(
     transaction: Transaction,
 ) -> Result<Arc<Entry<Meta>>, Refused> {
     match call.core.store().commit(transaction).await {
-        Ok(committed) => {
-            call.core.noticed(&call.resource);
-            committed.entries.into_iter().next().ok_or_else(|| {
-                Refused::Failure(Failure::internal(
-                    "a transaction without writes was committed",
-                ))
-            })
-        }
+        // Nothing that has to happen after a write belongs here: when the client goes away, this
+        // future is dropped, and the write happens none the less.
+        Ok(committed) => committed.entries.into_iter().next().ok_or_else(|| {
+            Refused::Failure(Failure::internal(
+                "a transaction without writes was committed",
+            ))
+        }),
         Err(CommitError::Conflict { key, .. }) => Err(Refused::Conflict(key)),
         Err(CommitError::Closed) => Err(Refused::Failure(Failure::unavailable(
             "the server is shutting down",
