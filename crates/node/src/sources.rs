@@ -110,7 +110,7 @@ impl Sources {
         }
     }
 
-    /// Asks for an object once.
+    /// Asks once for what of an object can be environment variables: `binaryData` cannot.
     ///
     /// # Errors
     ///
@@ -121,7 +121,7 @@ impl Sources {
             SourceKind::ConfigMap => Api::<ConfigMap>::namespaced(client, namespace)
                 .get_opt(&key.name)
                 .await
-                .map(|found| found.map(config_map_data)),
+                .map(|found| found.map(config_map_text)),
             SourceKind::Secret => Api::<Secret>::namespaced(client, namespace)
                 .get_opt(&key.name)
                 .await
@@ -195,12 +195,16 @@ impl Subscription {
     }
 }
 
-fn config_map_data(object: ConfigMap) -> Data {
+fn config_map_data(mut object: ConfigMap) -> Data {
+    let binary = object.binary_data.take().into_iter().flatten();
+    let mut data = config_map_text(object);
+    data.extend(binary.map(|(key, value)| (key, Bytes::from(value.0))));
+    data
+}
+
+fn config_map_text(object: ConfigMap) -> Data {
     let text = object.data.into_iter().flatten();
-    let binary = object.binary_data.into_iter().flatten();
-    text.map(|(key, value)| (key, Bytes::from(value)))
-        .chain(binary.map(|(key, value)| (key, Bytes::from(value.0))))
-        .collect()
+    text.map(|(key, value)| (key, Bytes::from(value))).collect()
 }
 
 fn secret_data(object: Secret) -> Data {
