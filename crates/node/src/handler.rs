@@ -11,9 +11,10 @@ use k8s_openapi::api::core::v1::{Container, HTTPGetAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::failure;
-use crate::unverified;
 
 /// The most of a command's output, or of an answer's body, that is kept.
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;
@@ -246,7 +247,10 @@ impl HttpGet {
             .await
             .map_err(|error| fail(error.to_string()))?;
         if self.is_tls {
-            let stream = unverified::connect(&self.host, stream)
+            let name =
+                ServerName::try_from(self.host.clone()).map_err(|error| fail(error.to_string()))?;
+            let stream = TlsConnector::from(pki::unverified_client())
+                .connect(name, stream)
                 .await
                 .map_err(|error| fail(error.to_string()))?;
             self.exchange(stream, path, &url).await

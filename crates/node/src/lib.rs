@@ -53,7 +53,6 @@ mod status;
 mod steps;
 mod termination;
 mod tokens;
-mod unverified;
 mod volumes;
 mod worker;
 
