@@ -26,6 +26,7 @@ mod memory;
 mod namespaces;
 mod overlay;
 mod process;
+mod processes;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -47,8 +48,8 @@ use self::container::Container;
 use self::dial::{Dial, Progress};
 use self::executions::Execution;
 use self::memory::SharedMemory;
-use self::namespaces::Processes;
 use self::process::{Side, fork};
+use self::processes::Processes;
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::protocol::{Answer, Refusal, RefusalKind};
 use crate::record::{RecordError, SandboxRecord, boot, read_sandbox};
@@ -77,6 +78,8 @@ enum StartError {
     Cgroup(#[from] CgroupError),
     #[error(transparent)]
     Namespace(#[from] namespaces::NamespaceError),
+    #[error(transparent)]
+    Processes(#[from] processes::ProcessesError),
     #[error("{step}: {source}")]
     Machine {
         step: &'static str,
@@ -149,11 +152,6 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
     let cgroups = Cgroups::detect()?;
     cgroups.join(&sandbox.spec.keeper_cgroup)?;
     namespaces::make(&sandbox.spec)?;
-    let processes = if sandbox.spec.share_processes && !sandbox.spec.host_processes {
-        Some(namespaces::hold_processes()?)
-    } else {
-        None
-    };
 
     let memory = match sandbox.spec.own_ipc {
         true => Some(
@@ -163,6 +161,10 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
     };
     // Late, as it outlives a keeper that fails before its loop.
     cgroups.create(&sandbox.spec.cgroup, &sandbox.spec.resources)?;
+    let processes = match sandbox.spec.share_processes && !sandbox.spec.host_processes {
+        true => Some(processes::hold(&cgroups, &sandbox.spec.cgroup)?),
+        false => None,
+    };
     let listener = listen()?;
     let watch = watch_directory().map_err(failed("watch the sandbox's directory"))?;
     fs::create_dir_all("containers").map_err(failed("make the containers' directory"))?;

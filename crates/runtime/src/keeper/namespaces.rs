@@ -5,9 +5,6 @@ use std::io;
 
 use nix::sched::{CloneFlags, unshare};
 
-use super::process::{
-    Heard, Report, Reporter, Reports, Side, fork, leave, report_channel, reset_signals,
-};
 use crate::spec::SandboxSpec;
 
 /// Why a sandbox cannot be held.
@@ -29,8 +26,6 @@ pub(super) enum NamespaceError {
     SysctlNotNamespaced(String),
     #[error("bring loopback up: {0}")]
     Loopback(io::Error),
-    #[error("make the shared process namespace: {0}")]
-    Processes(io::Error),
 }
 
 /// Makes the sandbox's namespaces the calling process's own, and sets them up.
@@ -130,66 +125,6 @@ fn loopback_up() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The first process of a process namespace that containers share. It ends, and all others of the
-/// namespace with it, when the keeper drops this or dies.
-#[derive(Debug)]
-pub(super) struct Processes {
-    /// Its id on the machine.
-    pub(super) pid: i32,
-    _alive: Reports,
-}
-
-/// Starts that process: it waits for whatever is left to it and otherwise does nothing.
-pub(super) fn hold_processes() -> Result<Processes, NamespaceError> {
-    let failed = NamespaceError::Processes;
-    let (reports, reporter) = report_channel().map_err(failed)?;
-    // In a child, as the namespace would be that of all later children otherwise.
-    match fork().map_err(failed)? {
-        Side::Child => {
-            reset_signals();
-            if unshare(CloneFlags::CLONE_NEWPID).is_err() {
-                leave(1);
-            }
-            match fork() {
-                Ok(Side::Child) => {
-                    drop(reports);
-                    reap_until_end(reporter);
-                }
-                Ok(Side::Parent(pid)) => {
-                    reporter.tell(Report::Process { pid }, &[]);
-                    leave(0);
-                }
-                Err(_) => leave(1),
-            }
-        }
-        Side::Parent(child) => {
-            drop(reporter);
-            let child = nix::unistd::Pid::from_raw(child);
-            nix::sys::wait::waitpid(child, None).map_err(|error| failed(error.into()))?;
-            match reports.hear() {
-                Heard::Report(Report::Process { pid }, _) => Ok(Processes {
-                    pid,
-                    _alive: reports,
-                }),
-                _ => Err(failed(io::Error::other("its first process did not start"))),
-            }
-        }
-    }
-}
-
-fn reap_until_end(keeper: Reporter) -> ! {
-    // Not to be mistaken for the keeper.
-    let _ = rustix::thread::set_name(c"processes");
-    // With SIGCHLD ignored the kernel reaps.
-    #[expect(unsafe_code, reason = "signal set-up has no safe wrapper")]
-    // SAFETY: SIG_IGN is a valid disposition.
-    unsafe {
-        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
-    }
-    keeper.wait_for_end();
-    leave(0)
 }
 
 #[cfg(test)]

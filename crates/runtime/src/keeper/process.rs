@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -56,22 +56,16 @@ impl Reporter {
         self.0.try_clone().map(Reporter)
     }
 
-    /// Blocks until the keeper's end is closed, with nothing else of the keeper's held open.
-    pub(super) fn wait_for_end(self) {
-        if rustix::stdio::dup2_stdin(&self.0).is_err() {
-            return;
+    /// Closes every descriptor but 0 and this one.
+    pub(super) fn close_all_but_standard_input(&self) {
+        let own = u32::try_from(self.0.as_raw_fd()).unwrap_or(u32::MAX);
+        for (first, last) in [(1, own - 1), (own + 1, u32::MAX)] {
+            #[expect(unsafe_code, reason = "close_range(2) has no safe wrapper")]
+            // SAFETY: the caller is a forked child that uses no other descriptor from here on.
+            unsafe {
+                libc::syscall(libc::SYS_close_range, first, last, 0);
+            }
         }
-        drop(self.0);
-        #[expect(unsafe_code, reason = "close_range(2) has no safe wrapper")]
-        // SAFETY: the caller is a forked child that uses no other descriptor from here on.
-        unsafe {
-            libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0);
-        }
-        let mut nothing = [0; 16];
-        while !matches!(
-            rustix::io::read(rustix::stdio::stdin(), &mut nothing),
-            Ok(0) | Err(rustix::io::Errno::BADF)
-        ) {}
     }
 }
 

@@ -298,6 +298,34 @@ pub(crate) async fn shared_process_namespaces() {
     house.left_empty();
 }
 
+/// Who may look into processes finds nothing in the first one of the sandbox: no file, no power.
+pub(crate) async fn the_first_shared_process_gives_nothing_away() {
+    let house = House::new();
+    let mut spec = house.spec("shared");
+    spec.share_processes = true;
+    let mut sandbox = house.sandbox_with(spec).await;
+    let script = "ls -a /proc/1/root/ | tr '\\n' ' '; wc -l </proc/1/mountinfo; \
+        (: > /proc/1/root/x) 2>&1 | grep -o 'Read-only.*'; tr '\\0' ' ' </proc/1/cmdline | wc -w; \
+        ls /proc/1/fd | tr '\\n' ' '; cat /proc/1/comm; \
+        sed -nE '/^(Uid|Gid|Groups|Cap|NoNew|Seccomp:)/p' /proc/1/status | tr -s '\\t ' ' '";
+    let mut spec = house.shell(&sandbox, "c", script);
+    spec.security.capabilities_add = vec!["SYS_PTRACE".to_owned()];
+    assert_eq!(code(&sandbox.run(spec).await), 0);
+    let nothing = "0000000000000000";
+    let expected = format!(
+        ". .. 1\nRead-only file system\n0\n0 processes\n\
+         Uid: 65535 65535 65535 65535\nGid: 65535 65535 65535 65535\nGroups: \n\
+         CapInh: {nothing}\nCapPrm: {nothing}\nCapEff: {nothing}\nCapBnd: {nothing}\nCapAmb: {nothing}\n\
+         NoNewPrivs: 1\nSeccomp: 2\n"
+    );
+    assert_eq!(sandbox.stdout("c"), expected, "{}", sandbox.log("c"));
+    let cgroups = Cgroups::detect().expect("there are cgroups");
+    let own = cgroups.processes(&format!("{}/processes", sandbox.cgroup));
+    assert_eq!(own.len(), 1, "what it uses is charged to the sandbox");
+    sandbox.end().await;
+    house.left_empty();
+}
+
 pub(crate) async fn cgroups_hold_and_count() {
     let house = House::new();
     let mut spec = house.spec("a");

@@ -50,6 +50,7 @@ const TESTS: &[Test] = tests![
     isolation::mounts_and_roots,
     isolation::networks_and_dialing,
     isolation::shared_process_namespaces,
+    isolation::the_first_shared_process_gives_nothing_away,
     isolation::cgroups_hold_and_count,
 ];
 
