@@ -71,65 +71,96 @@ impl Rule {
     }
 
     /// The parts of this rule, each about one verb and one thing, that no rule of `owned` covers.
-    /// Empty when a holder of `owned` may hand this rule out (RBAC, "privilege escalation prevention").
-    pub fn not_covered_by(&self, owned: &[&Rule]) -> Vec<Rule> {
-        self.atoms()
+    /// None when a holder of `owned` may hand this rule out (RBAC, "privilege escalation prevention").
+    ///
+    /// A short rule has as many parts as the product of its lists is long, so they are made one by
+    /// one and only as they are asked for. `compared` counts down with each; when it is used up, the
+    /// rule as a whole counts as not covered.
+    pub fn not_covered_by<'a>(
+        &'a self,
+        owned: &'a [&'a Rule],
+        compared: &'a mut usize,
+    ) -> impl Iterator<Item = Rule> + 'a {
+        let whole = owned.iter().any(|rule| rule.covers(self));
+        let mut exhausted = false;
+        (!whole)
+            .then(|| self.atoms())
             .into_iter()
-            .filter(|atom| !owned.iter().any(|rule| rule.covers(atom)))
-            .collect()
+            .flatten()
+            .map_while(move |atom| {
+                if exhausted {
+                    return None;
+                }
+                match compared.checked_sub(1) {
+                    Some(left) => {
+                        *compared = left;
+                        let covered = owned.iter().any(|rule| rule.covers(&atom));
+                        Some((!covered).then_some(atom))
+                    }
+                    None => {
+                        exhausted = true;
+                        Some(Some(self.clone()))
+                    }
+                }
+            })
+            .flatten()
     }
 
-    /// Whether everything that an atom allows is allowed by this rule.
-    fn covers(&self, atom: &Rule) -> bool {
+    /// Whether everything that `part` allows is allowed by this rule.
+    fn covers(&self, part: &Rule) -> bool {
         let within = |wide: &[String], narrow: &[String]| narrow.iter().all(|one| has(wide, one));
-        if !within(&self.verbs, &atom.verbs) {
-            return false;
-        }
-        if let Some(path) = atom.non_resource_urls.first() {
-            return self.allows_path(path);
-        }
-        let resource = atom.resources.first().map_or("", String::as_str);
-        let (main, sub) = resource.split_once('/').unwrap_or((resource, ""));
-        within(&self.api_groups, &atom.api_groups)
-            && self.allows_resource(main, sub)
-            && (self.resource_names.is_empty()
-                || atom
-                    .resource_names
-                    .first()
-                    .is_some_and(|name| self.resource_names.contains(name)))
+        within(&self.verbs, &part.verbs)
+            && part
+                .non_resource_urls
+                .iter()
+                .all(|path| self.allows_path(path))
+            && within(&self.api_groups, &part.api_groups)
+            && part.resources.iter().all(|resource| {
+                let (main, sub) = resource.split_once('/').unwrap_or((resource, ""));
+                self.allows_resource(main, sub)
+            })
+            && self.covers_names(part)
     }
 
-    fn atoms(&self) -> Vec<Rule> {
-        let mut atoms = Vec::new();
-        for verb in &self.verbs {
-            for path in &self.non_resource_urls {
-                atoms.push(Rule {
-                    verbs: vec![verb.clone()],
-                    non_resource_urls: vec![path.clone()],
-                    ..Rule::default()
-                });
-            }
-            for group in &self.api_groups {
-                for resource in &self.resources {
-                    let atom = |names: Vec<String>| Rule {
+    fn covers_names(&self, part: &Rule) -> bool {
+        if self.resource_names.is_empty() || part.resources.is_empty() {
+            return true;
+        }
+        let named = !part.resource_names.is_empty();
+        named
+            && part
+                .resource_names
+                .iter()
+                .all(|name| self.resource_names.contains(name))
+    }
+
+    fn atoms(&self) -> impl Iterator<Item = Rule> + '_ {
+        self.verbs.iter().flat_map(move |verb| {
+            let paths = self.non_resource_urls.iter().map(|path| Rule {
+                verbs: vec![verb.clone()],
+                non_resource_urls: vec![path.clone()],
+                ..Rule::default()
+            });
+            let things = self.api_groups.iter().flat_map(move |group| {
+                self.resources.iter().flat_map(move |resource| {
+                    self.name_lists().map(move |resource_names| Rule {
                         verbs: vec![verb.clone()],
                         api_groups: vec![group.clone()],
                         resources: vec![resource.clone()],
-                        resource_names: names,
+                        resource_names,
                         ..Rule::default()
-                    };
-                    if self.resource_names.is_empty() {
-                        atoms.push(atom(Vec::new()));
-                    }
-                    atoms.extend(
-                        self.resource_names
-                            .iter()
-                            .map(|name| atom(vec![name.clone()])),
-                    );
-                }
-            }
-        }
-        atoms
+                    })
+                })
+            });
+            paths.chain(things)
+        })
+    }
+
+    /// The names that parts of this rule are restricted to: one for each, or none at all.
+    fn name_lists(&self) -> impl Iterator<Item = Vec<String>> + '_ {
+        let unnamed = self.resource_names.is_empty().then(Vec::new);
+        let named = self.resource_names.iter().map(|name| vec![name.clone()]);
+        unnamed.into_iter().chain(named)
     }
 }
 
@@ -207,7 +238,10 @@ mod tests {
             ),
         ];
         let owned: Vec<&Rule> = owned.iter().collect();
-        let missing = |json: &str| rule(json).not_covered_by(&owned).len();
+        let missing = |json: &str| {
+            let mut compared = 100;
+            rule(json).not_covered_by(&owned, &mut compared).count()
+        };
         assert_eq!(
             missing(r#"{"verbs":["get","list"],"apiGroups":[""],"resources":["pods"]}"#),
             0
@@ -230,5 +264,39 @@ mod tests {
             ),
             1
         );
+    }
+
+    #[test]
+    fn a_short_rule_with_many_parts_costs_no_more_than_it_may() {
+        let many = |name: &str| (0..1000).map(|i| format!("{name}{i}")).collect::<Vec<_>>();
+        let bomb = Rule {
+            verbs: many("v"),
+            api_groups: many("g"),
+            resources: many("r"),
+            resource_names: many("n"),
+            ..Rule::default()
+        };
+        let half = |verbs: Vec<String>| Rule {
+            verbs,
+            ..rule(r#"{"apiGroups":["*"],"resources":["*"]}"#)
+        };
+        let (all, low, high) = (
+            half(vec!["*".into()]),
+            half(many("v")[..500].to_vec()),
+            half(many("v")[500..].to_vec()),
+        );
+        let missing = |owned: &[&Rule]| {
+            let mut compared = 1000;
+            let first = bomb.not_covered_by(owned, &mut compared).next();
+            (first, 1000 - compared)
+        };
+        assert_eq!(missing(&[&all]), (None, 0));
+        let (first, compared) = missing(&[]);
+        assert_eq!(
+            (first.map(|rule| rule.verbs), compared),
+            (Some(vec!["v0".into()]), 1)
+        );
+        // Covered, but only part by part: too many to look at.
+        assert_eq!(missing(&[&low, &high]), (Some(bomb.clone()), 1000));
     }
 }

@@ -30,7 +30,7 @@ pub(super) fn check(admission: &Admission<'_>) -> Result<(), Failure> {
     let namespace = metadata_str(admission.object, "namespace");
     let rules: Vec<Rule> = match kind {
         "Role" | "ClusterRole" => {
-            if unchanged(admission, "rules")
+            if (unchanged(admission, "rules") && unchanged(admission, "aggregationRule"))
                 || may(
                     admission,
                     "escalate",
@@ -65,11 +65,32 @@ pub(super) fn check(admission: &Admission<'_>) -> Result<(), Failure> {
         }
         _ => return Ok(()),
     };
-    let missing = policy.escalation(&user(&admission.call.caller), namespace, &rules);
+    let caller = &admission.call.caller;
+    let name = metadata_str(admission.object, "name");
+    let refuse = |why: String| {
+        Err(Failure::forbidden(
+            admission.call.resource.name(),
+            name,
+            why,
+        ))
+    };
+    let missing = policy.escalation(&user(caller), namespace, &rules);
     if missing.is_empty() {
+        // An aggregation gathers what others write into roles later.
+        let gathers = kind == "ClusterRole"
+            && [Some(&*admission.object), admission.old]
+                .into_iter()
+                .flatten()
+                .any(|role| role["aggregationRule"].is_object());
+        if gathers
+            && !policy
+                .escalation(&user(caller), "", &everything())
+                .is_empty()
+        {
+            return refuse("must have cluster-admin privileges to use the aggregationRule".into());
+        }
         return Ok(());
     }
-    let caller = &admission.call.caller;
     let groups: Vec<String> = caller
         .groups
         .iter()
@@ -84,12 +105,25 @@ pub(super) fn check(admission: &Admission<'_>) -> Result<(), Failure> {
         // Writing into a string cannot fail.
         let _ = write!(text, "\n{}", shown(rule));
     }
-    let name = metadata_str(admission.object, "name");
-    Err(Failure::forbidden(
-        admission.call.resource.name(),
-        name,
-        text,
-    ))
+    refuse(text)
+}
+
+/// Every verb on everything.
+fn everything() -> [Rule; 2] {
+    let all = || vec!["*".to_owned()];
+    [
+        Rule {
+            verbs: all(),
+            api_groups: all(),
+            resources: all(),
+            ..Rule::default()
+        },
+        Rule {
+            verbs: all(),
+            non_resource_urls: all(),
+            ..Rule::default()
+        },
+    ]
 }
 
 fn unchanged(admission: &Admission<'_>, field: &str) -> bool {
@@ -102,7 +136,7 @@ fn unchanged(admission: &Admission<'_>, field: &str) -> bool {
 fn may(admission: &Admission<'_>, verb: &'static str, plural: &str, name: &str) -> bool {
     let request = RequestInfo {
         is_resource: true,
-        verb,
+        verb: verb.into(),
         group: GROUP.into(),
         version: "v1".into(),
         namespace: metadata_str(admission.object, "namespace").into(),
