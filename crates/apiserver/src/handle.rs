@@ -401,7 +401,7 @@ async fn answer(
         None if !any_form => return Err(Failure::no_accepted_type()),
         None => {
             return Err(Failure::not_acceptable(matches!(
-                info.verb,
+                &*info.verb,
                 "list" | "watch"
             )));
         }
@@ -484,7 +484,7 @@ fn impersonate(
     for need in &needs {
         let attributes = RequestInfo {
             is_resource: true,
-            verb: "impersonate",
+            verb: "impersonate".into(),
             group: need.group.into(),
             version: "v1".into(),
             namespace: need.namespace.clone(),
@@ -532,23 +532,23 @@ async fn dispatch(call: &Call, request: Request<Body>) -> Result<Response<Body>,
         return subresources::answer(call, request).await;
     }
     if kind.is_virtual() {
-        return match call.info.verb {
+        return match &*call.info.verb {
             "create" => review::create(call, read_body(request).await?).await,
             _ => Err(Failure::method_not_allowed()),
         };
     }
-    if !kind.verbs().iter().any(|verb| verb == call.info.verb) {
+    if !kind.verbs().iter().any(|verb| **verb == *call.info.verb) {
         return Err(Failure::method_not_allowed());
     }
     let without_name = call.info.name.is_empty()
         && !matches!(
-            call.info.verb,
+            &*call.info.verb,
             "create" | "list" | "watch" | "deletecollection"
         );
     if without_name {
         return Err(Failure::method_not_allowed());
     }
-    match call.info.verb {
+    match &*call.info.verb {
         "get" => verbs::get::get(call),
         "list" => verbs::list::list(call),
         "watch" if websocket::is_wanted(&call.headers) => {
@@ -592,8 +592,8 @@ fn check_place(call: &Call) -> Result<(), Failure> {
     let info = &call.info;
     let below_namespace = !info.namespace.is_empty() && info.resource != "namespaces";
     if call.resource.kind.namespaced() && !below_namespace {
-        let all = info.name.is_empty() || matches!(info.verb, "list" | "watch");
-        return match (all, info.verb) {
+        let all = info.name.is_empty() || matches!(&*info.verb, "list" | "watch");
+        return match (all, &*info.verb) {
             (true, "list" | "watch") => Ok(()),
             (true, _) => Err(Failure::method_not_allowed()),
             (false, _) => Err(Failure::no_such_resource()),

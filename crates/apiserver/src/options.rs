@@ -1,6 +1,8 @@
 //! What a caller asks for beside the object: list, watch, write and delete options, and the form
 //! of the answer. Checked with upstream's texts.
 
+use std::num::IntErrorKind;
+
 use http::{HeaderMap, header};
 use serde_json::Value;
 
@@ -46,14 +48,7 @@ impl ListOptions {
             query
                 .get(name)
                 .filter(|value| !value.is_empty())
-                .map(|value| {
-                    value.parse().map_err(|_| {
-                        Failure::bad_request(format!(
-                            "strconv.ParseInt: parsing {}: invalid syntax",
-                            kinds::quote(value)
-                        ))
-                    })
-                })
+                .map(integer)
                 .transpose()
         };
         let revision = text("resourceVersion");
@@ -175,6 +170,18 @@ fn check_match(
             ),
         )),
     }
+}
+
+/// A number in a query, or 400 in Go's words.
+pub(crate) fn integer(text: &str) -> Result<i64, Failure> {
+    text.parse().map_err(|error: std::num::ParseIntError| {
+        let why = match error.kind() {
+            IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+            _ => "invalid syntax",
+        };
+        let quoted = kinds::quote(text);
+        Failure::bad_request(format!("strconv.ParseInt: parsing {quoted}: {why}"))
+    })
 }
 
 /// A revision in a query.
@@ -384,17 +391,7 @@ impl DeleteOptions {
         };
         let grace_seconds = match body {
             Some(body) => body["gracePeriodSeconds"].as_i64(),
-            None => query
-                .get("gracePeriodSeconds")
-                .map(|value| {
-                    value.parse::<i64>().map_err(|_| {
-                        Failure::bad_request(format!(
-                            "strconv.ParseInt: parsing {}: invalid syntax",
-                            kinds::quote(value)
-                        ))
-                    })
-                })
-                .transpose()?,
+            None => query.get("gracePeriodSeconds").map(integer).transpose()?,
         };
         let orphan = match body {
             Some(body) => body["orphanDependents"].as_bool(),

@@ -3,7 +3,10 @@
 //! A parser of our own rather than a table of routes: the paths of the API are regular, and the
 //! same reading serves authorization (which must see what upstream's sees) and dispatch.
 
+use std::borrow::Cow;
+
 use http::Method;
+use kinds::FieldSelector;
 
 /// The attributes of a request, as upstream's `RequestInfo` has them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -11,8 +14,8 @@ pub struct RequestInfo {
     /// Whether the path names a resource of an API group.
     pub is_resource: bool,
     /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; for
-    /// other paths the lower-case method.
-    pub verb: &'static str,
+    /// other paths the lower-case method. Questions about rights may have any other.
+    pub verb: Cow<'static, str>,
     /// API group, empty for the core group.
     pub group: String,
     /// API version.
@@ -29,6 +32,9 @@ pub struct RequestInfo {
     pub rest: String,
     /// The path, decoded.
     pub path: String,
+    /// What a list, watch or deletecollection is restricted to, where that can be read. The objects
+    /// are chosen by the same reading, so that nobody gets others than those allowed.
+    pub field_selector: Option<FieldSelector>,
 }
 
 /// The query parameters that decide what is asked, in the order they stand.
@@ -77,7 +83,7 @@ impl RequestInfo {
     /// Reads method, path and query.
     pub fn parse(method: &Method, path: &str, query: &Query) -> RequestInfo {
         let mut info = RequestInfo {
-            verb: plain_verb(method),
+            verb: plain_verb(method).into(),
             path: decode(path, false),
             ..RequestInfo::default()
         };
@@ -106,7 +112,8 @@ impl RequestInfo {
             Method::PATCH => "patch",
             Method::DELETE => "delete",
             _ => "",
-        };
+        }
+        .into();
         // The old form /api/v1/watch/… of watches.
         let old_watch = rest.len() > 1 && rest[0] == "watch";
         if old_watch {
@@ -127,19 +134,23 @@ impl RequestInfo {
         info.subresource = rest.get(2).cloned().unwrap_or_default();
         info.rest = rest.get(3..).map(|rest| rest.join("/")).unwrap_or_default();
         if old_watch {
-            info.verb = "watch";
+            info.verb = "watch".into();
         }
         if info.name.is_empty() {
-            match info.verb {
+            match &*info.verb {
                 "get" => {
-                    info.verb = if query.flag("watch") { "watch" } else { "list" };
-                    if let Some(name) = query.get("fieldSelector").and_then(name_selected) {
+                    info.field_selector = selected(query);
+                    info.verb = if query.flag("watch") { "watch" } else { "list" }.into();
+                    if let Some(name) = info.field_selector.as_ref().and_then(name_selected) {
                         info.name = name;
                     }
                 }
-                "delete" => info.verb = "deletecollection",
+                "delete" => info.verb = "deletecollection".into(),
                 _ => {}
             }
+        }
+        if matches!(&*info.verb, "watch" | "deletecollection") {
+            info.field_selector = selected(query);
         }
         info
     }
@@ -153,16 +164,16 @@ impl RequestInfo {
     }
 }
 
+fn selected(query: &Query) -> Option<FieldSelector> {
+    FieldSelector::parse(query.get("fieldSelector")?).ok()
+}
+
 /// The name in a field selector that selects exactly one object: authorization by resource name
 /// applies to such lists and watches, as upstream has it.
-fn name_selected(selector: &str) -> Option<String> {
-    selector.split(',').find_map(|requirement| {
-        let value = requirement
-            .trim()
-            .strip_prefix("metadata.name=")
-            .map(|value| value.strip_prefix('=').unwrap_or(value))?;
-        (!value.is_empty()).then(|| value.to_owned())
-    })
+fn name_selected(selector: &FieldSelector) -> Option<String> {
+    let name = selector.required("metadata.name")?;
+    let is_segment = !matches!(name, "" | "." | "..") && !name.contains(['/', '%']);
+    is_segment.then(|| name.to_owned())
 }
 
 fn plain_verb(method: &Method) -> &'static str {
@@ -270,6 +281,18 @@ mod tests {
             "/api/v1/pods?fieldSelector=metadata.name%3Dx",
             "true list g= v=v1 ns= r=pods n=x s= rest=",
         );
+        for several in [
+            "type!=x\\,metadata.name=foo",
+            "metadata.name!=foo",
+            "metadata.name=a/b",
+            "a=b\\,metadata.name==foo",
+        ] {
+            check(
+                get.clone(),
+                &format!("/api/v1/secrets?fieldSelector={several}"),
+                "true list g= v=v1 ns= r=secrets n= s= rest=",
+            );
+        }
         check(
             get.clone(),
             "/api/v1/nodes/n/proxy/a/b",

@@ -439,6 +439,17 @@ impl FieldSelector {
         Ok(FieldSelector { terms })
     }
 
+    /// The objects whose `field` is `value`.
+    pub fn exactly(field: &str, value: &str) -> FieldSelector {
+        FieldSelector {
+            terms: vec![FieldTerm {
+                field: field.to_owned(),
+                value: value.to_owned(),
+                equal: true,
+            }],
+        }
+    }
+
     /// The comparisons, for checking that the kind knows the fields.
     pub fn terms(&self) -> &[FieldTerm] {
         &self.terms

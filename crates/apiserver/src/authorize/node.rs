@@ -22,7 +22,7 @@ pub(super) fn related(
         _ => return Ok(()),
     };
     let issues = matches!(wanted, Wanted::Account) && request.subresource == "token";
-    if !issues && !matches!(request.verb, "get" | "list" | "watch") {
+    if !issues && !matches!(&*request.verb, "get" | "list" | "watch") {
         return Err("can only read resources of this type".into());
     }
     if request.name.is_empty() {

@@ -88,7 +88,7 @@ fn question<'a>(attributes: &Attributes<'a>) -> access::Attributes<'a> {
     let request = attributes.request;
     access::Attributes {
         user: user(attributes.caller),
-        verb: request.verb,
+        verb: &request.verb,
         subject: if request.is_resource {
             Subject::Resource {
                 group: &request.group,

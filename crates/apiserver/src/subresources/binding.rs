@@ -33,7 +33,7 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
         .to_owned();
     let pods = call.core.builtin("", "v1", "pods").clone();
     let mut pod_call = call.on(&pods, &call.info.namespace, &name);
-    pod_call.info.verb = "create";
+    pod_call.info.verb = "create".into();
     let now = seconds(call.now);
     change::update(&pod_call, &options, Some("binding"), |pod| {
         bind(&pod_call, pod, &binding, &node, &now)

@@ -8,7 +8,10 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use crate::Body;
+use crate::authorize::{Attributes, Decision};
 use crate::handle::Call;
+use crate::options::integer;
+use crate::route::RequestInfo;
 use crate::status::{Failure, FaultReason, fault};
 use crate::verbs::answer::with_type;
 use crate::websocket;
@@ -21,11 +24,14 @@ pub(crate) async fn answer(
     call: &Call,
     mut request: Request<Body>,
 ) -> Result<Response<Body>, Failure> {
+    let sub = call.info.subresource.as_str();
+    if sub != "log" {
+        require_create(call)?;
+    }
     let pod = call
         .core
         .read(&call.resource, &call.info.namespace, &call.info.name)
         .ok_or_else(|| call.not_found())?;
-    let sub = call.info.subresource.as_str();
     let node_name = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     let target = match sub {
         "portforward" => {
@@ -114,6 +120,30 @@ pub(crate) async fn answer(
     }
 }
 
+/// Browsers can open a WebSocket by GET only, which asks for no more than the right to `get`; but
+/// who acts in a pod must be allowed to `create`.
+fn require_create(call: &Call) -> Result<(), Failure> {
+    if call.info.verb == "create" {
+        return Ok(());
+    }
+    let request = RequestInfo {
+        verb: "create".into(),
+        ..call.info.clone()
+    };
+    let attributes = Attributes {
+        caller: &call.caller,
+        request: &request,
+    };
+    match call.core.authorizer.authorize(&attributes) {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(reason) => Err(Failure::forbidden(
+            call.resource.name(),
+            &call.info.name,
+            reason,
+        )),
+    }
+}
+
 /// Refuses amounts of log that make no sense.
 fn check_log_options(call: &Call) -> Result<(), Failure> {
     let mut faults = Vec::new();
@@ -125,12 +155,7 @@ fn check_log_options(call: &Call) -> Result<(), Failure> {
         let Some(text) = call.query.get(name).filter(|text| !text.is_empty()) else {
             continue;
         };
-        let amount: i64 = text.parse().map_err(|_| {
-            Failure::bad_request(format!(
-                "strconv.ParseInt: parsing {}: invalid syntax",
-                kinds::quote(text)
-            ))
-        })?;
+        let amount = integer(text)?;
         if amount < least {
             faults.push(fault(name, FaultReason::Invalid, amount, detail));
         }

@@ -30,7 +30,7 @@ pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Respon
     if call.info.name.is_empty() || (kind.namespaced() && call.info.namespace.is_empty()) {
         return Err(Failure::no_such_resource());
     }
-    if !known.verbs.iter().any(|verb| verb == call.info.verb) {
+    if !known.verbs.iter().any(|verb| **verb == *call.info.verb) {
         return Err(Failure::method_not_allowed());
     }
     match (kind.kind(), sub) {

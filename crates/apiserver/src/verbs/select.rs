@@ -58,6 +58,7 @@ impl Selection {
                 }));
             }
         }
+        let fields = restricted_to_name(call, fields)?;
         Ok(Selection { labels, fields })
     }
 
@@ -83,6 +84,25 @@ impl Selection {
                     false => selector.matches(&facts.fields),
                     true => selector.matches(&labelled(resource, &facts.fields)),
                 })
+    }
+}
+
+/// A request that names an object, by its path (`/watch/…/NAME`) or by a selector, is about no other:
+/// it was allowed for that name.
+fn restricted_to_name(
+    call: &Call,
+    fields: Option<FieldSelector>,
+) -> Result<Option<FieldSelector>, Failure> {
+    let name = &call.info.name;
+    if name.is_empty() {
+        return Ok(fields);
+    }
+    match fields {
+        None => Ok(Some(FieldSelector::exactly("metadata.name", name))),
+        Some(selector) if selector.required("metadata.name") == Some(name) => Ok(Some(selector)),
+        Some(_) => Err(Failure::bad_request(
+            "fieldSelector metadata.name doesn't match requested name",
+        )),
     }
 }
 

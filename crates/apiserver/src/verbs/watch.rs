@@ -28,6 +28,8 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// How long a watch lasts that does not say; upstream: between 30 and 60 minutes, so that the
 /// watches of one client do not all end at once.
 const TIMEOUT_LEAST: Duration = Duration::from_secs(1800);
+/// What is longer than a year never ends, and clocks cannot count it.
+const TIMEOUT_MOST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Bytes that are collected before they go out in one piece.
 const FRAME_BYTES: usize = 64 * 1024;
 
@@ -37,12 +39,7 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
     if call.accept.notation == Notation::Yaml {
         return Err(Failure::not_acceptable(true));
     }
-    let mut selection_options = options.clone();
-    // The old path form /watch/…/NAME names one object.
-    if !call.info.name.is_empty() && options.field_selector.is_none() {
-        selection_options.field_selector = Some(format!("metadata.name={}", call.info.name));
-    }
-    let selection = Selection::parse(call, &selection_options)?;
+    let selection = Selection::parse(call, &options)?;
     let frames = Frames {
         core: call.core.clone(),
         resource: call.resource.clone(),
@@ -99,7 +96,7 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
     drop(snapshot);
     let timeout = options.timeout_seconds.map_or_else(
         || TIMEOUT_LEAST.mul_f64(1.0 + rand::random::<f64>()),
-        Duration::from_secs,
+        |seconds| Duration::from_secs(seconds).min(TIMEOUT_MOST),
     );
     let following = Following {
         frames,
