@@ -135,7 +135,7 @@ pub struct Security {
     pub no_new_privileges: bool,
     /// System call filter.
     pub seccomp: Seccomp,
-    /// `/proc` and `/sys/firmware` unmasked.
+    /// `/proc` and `/sys/firmware` unmasked: refused, as it is safe in a user namespace only.
     pub unmasked_proc: bool,
 }
 

@@ -169,6 +169,28 @@ impl Cgroups {
         Ok(())
     }
 
+    /// A cgroup's directory in every hierarchy of version 1 that has controllers, made if absent, with
+    /// the names of these.
+    pub(crate) fn version_1_directories(
+        &self,
+        path: &str,
+    ) -> Result<Vec<(PathBuf, &BTreeSet<String>)>, CgroupError> {
+        check_path(path)?;
+        let with_controllers = |hierarchy: &&Hierarchy| {
+            let is_named = |name: &String| name.starts_with("name=");
+            !hierarchy.controllers.iter().all(is_named)
+        };
+        self.version_1
+            .iter()
+            .filter(with_controllers)
+            .map(|hierarchy| {
+                let directory = below(&hierarchy.mount, path);
+                version_1::make_directories(&directory)?;
+                Ok((directory, &hierarchy.controllers))
+            })
+            .collect()
+    }
+
     /// Moves the calling process (all its threads) into a cgroup of every hierarchy, made if absent.
     pub fn join(&self, path: &str) -> Result<(), CgroupError> {
         check_path(path)?;
@@ -215,7 +237,18 @@ impl Cgroups {
                     let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
                 }
             }
+            self.thaw(path);
             before.extend(processes);
+        }
+    }
+
+    /// Lets what is frozen in a cgroup and all below it go on: on version 1 nobody who is frozen dies.
+    pub(crate) fn thaw(&self, path: &str) {
+        if let Some(freezer) = self.controller("freezer") {
+            for_each_below(&below(&freezer.mount, path), &mut |directory| {
+                // It may be gone.
+                let _ = fs::write(directory.join("freezer.state"), "THAWED");
+            });
         }
     }
 

@@ -109,8 +109,9 @@ pub(super) struct Surroundings<'a> {
     pub(super) host_processes: bool,
     /// What is `/dev/shm`: the sandbox's, where it is mounted, or the machine's.
     pub(super) memory: &'a Path,
-    /// A cgroup namespace of its own, as version 2 has it.
-    pub(super) cgroup_namespace: bool,
+    /// Where its cgroups of version 1 are mounted; `None` for version 2, with a cgroup namespace of
+    /// its own.
+    pub(super) hierarchies: Option<&'a Path>,
 }
 
 /// The whole `config.json`.
@@ -121,7 +122,7 @@ pub(super) fn bundle(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<
         None if around.host_processes => {}
         None => namespaces.push(json!({"type": "pid"})),
     }
-    if around.cgroup_namespace {
+    if around.hierarchies.is_none() {
         namespaces.push(json!({"type": "cgroup"}));
     }
     let security = &spec.security;
@@ -132,7 +133,8 @@ pub(super) fn bundle(spec: &ContainerSpec, around: &Surroundings<'_>) -> Result<
         "resources": {"devices": device_rules(security.privileged)},
         "rootfsPropagation": propagation(spec),
     });
-    if !security.privileged && !security.unmasked_proc {
+    // Whatever else is asked for: what is behind these paths is the machine's.
+    if !security.privileged {
         linux["maskedPaths"] = json!(MASKED);
         linux["readonlyPaths"] = json!(READ_ONLY);
     }
@@ -323,12 +325,19 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
         ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", write]),
-        mount(
+    ];
+    mounts.push(match around.hierarchies {
+        None => mount(
             "/sys/fs/cgroup",
             "cgroup",
             &["nosuid", "noexec", "nodev", "relatime", write],
         ),
-    ];
+        // Each of them is a mount of its own, so all of this is said of all that is below, too.
+        Some(place) => json!({
+            "destination": "/sys/fs/cgroup", "type": "bind", "source": place,
+            "options": ["rbind", "rprivate", "rnosuid", "rnoexec", "rnodev", format!("r{write}")],
+        }),
+    });
     mounts.push(json!({
         "destination": "/dev/shm", "type": "bind", "source": around.memory,
         "options": ["rbind", "nosuid", "noexec", "nodev", "rprivate"],
@@ -441,7 +450,10 @@ mod tests {
 
     #[test]
     fn the_bundle_is_one_that_libcontainer_reads() {
-        let mut spec = container(Security::default());
+        let mut spec = container(Security {
+            unmasked_proc: true,
+            ..Security::default()
+        });
         spec.mounts.push(Mount {
             source: "/tmp".into(),
             target: "/dev/shm".into(),
@@ -453,7 +465,7 @@ mod tests {
             process_namespace: Some("/proc/7/ns/pid"),
             host_processes: false,
             memory: Path::new("/shm"),
-            cgroup_namespace: true,
+            hierarchies: None,
         };
         let value = bundle(&spec, &around).expect("a plain spec has a bundle");
         let shm: Vec<_> = value["mounts"]
@@ -471,6 +483,7 @@ mod tests {
             .filter_map(|mount| Some(mount["destination"].as_str()?.matches('/').count()))
             .collect();
         assert!(depths.is_sorted(), "{depths:?}");
+        assert_eq!(value["linux"]["maskedPaths"], json!(MASKED));
         assert_eq!(value["linux"]["rootfsPropagation"], "slave");
         let read: Spec = serde_json::from_value(value).expect("the form is the specification's");
         assert!(

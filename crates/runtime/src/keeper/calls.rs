@@ -106,6 +106,9 @@ impl Keeper {
         let pid = record.state.pid().ok_or_else(|| not_running(container))?;
         // Not reaped yet, so nobody else can have this number.
         kill(pid, signal)?;
+        if signal == libc::SIGKILL {
+            self.cgroups.thaw(&record.spec.cgroup);
+        }
         Ok(Answer::Done)
     }
 
@@ -205,6 +208,7 @@ impl Keeper {
             // It may have ended already.
             let _ = kill(pid, libc::SIGKILL);
         }
+        self.cgroups.thaw(&container.record.spec.cgroup);
     }
 }
 
@@ -260,6 +264,12 @@ fn check(spec: &ContainerSpec) -> Result<(), Refusal> {
     let mut strings = spec.argv.iter().chain(&spec.env);
     if let Some(string) = strings.find(|string| string.contains('\0')) {
         return invalid(format!("{string:?} contains a zero byte"));
+    }
+    if spec.security.unmasked_proc && !spec.security.privileged {
+        return invalid(
+            "an unmasked /proc needs a user namespace of its own, which containers here do not have yet"
+                .to_owned(),
+        );
     }
     if let Some(mount) = spec.mounts.iter().find(|mount| !mount.target.is_absolute()) {
         let target = mount.target.display();

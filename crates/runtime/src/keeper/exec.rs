@@ -21,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, Uid, pidfd_open};
 
 use super::bundle;
+use super::launch::adjust_oom_score;
 use super::process::{
     Report, Reporter, Side, become_command, find_program, fork, leave, reason, reset_signals,
 };
@@ -86,6 +87,7 @@ fn enter(job: &Execution<'_>) -> Result<Prepared, Refusal> {
     };
     // Nobody in the container may look into this process, whose executable is the machine's.
     prctl_not_dumpable();
+    adjust_oom_score(job.container.oom_score_adj);
     job.cgroups
         .join(&job.container.cgroup)
         .map_err(|error| Refusal::new(RefusalKind::Machine, error.to_string()))?;

@@ -35,7 +35,7 @@ use super::memory::SharedMemory;
 use super::process::{
     Report, Reporter, become_command, find_program, leave, reason, reset_signals,
 };
-use super::{causes, overlay};
+use super::{causes, hierarchies, overlay};
 use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
 use crate::descriptors;
 use crate::protocol::{Refusal, RefusalKind};
@@ -93,6 +93,12 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
         place_memory(memory, &memory_place)
             .map_err(|error| machine("place the shared memory for", &spec.id, &error))?;
     }
+    limit(&job)?;
+    let hierarchies_place = job.directory.join("cgroup");
+    if !job.cgroups.is_version_2() {
+        hierarchies::place(job.cgroups, &spec.cgroup, &hierarchies_place)
+            .map_err(|error| Refusal::new(RefusalKind::Machine, error.to_string()))?;
+    }
     let around = Surroundings {
         root: &root,
         process_namespace: job.process_namespace,
@@ -101,14 +107,15 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
             Some(_) => &memory_place,
             None => Path::new("/dev/shm"),
         },
-        cgroup_namespace: job.cgroups.is_version_2(),
+        hierarchies: match job.cgroups.is_version_2() {
+            true => None,
+            false => Some(&hierarchies_place),
+        },
     };
     let config = bundle(spec, &around)?;
     let config_path = job.directory.join("config.json");
     fs::write(&config_path, config.to_string())
         .map_err(|error| machine("write", config_path.display(), &error))?;
-
-    limit(&job)?;
 
     let state = job.directory.join("state");
     // Left over from a launcher that was killed.
@@ -204,7 +211,7 @@ fn place_memory(memory: &OwnedFd, target: &Path) -> io::Result<()> {
 
 /// Keeps what is mounted at `target` out of other mount namespaces: the mount that it lies on must
 /// not be shared. Only a mount point accepts the change, so the first that does is the one.
-fn keep_mounts_private(target: &Path) {
+pub(super) fn keep_mounts_private(target: &Path) {
     const NONE: Option<&str> = None;
     for place in target.ancestors() {
         if mount(NONE, place, NONE, MsFlags::MS_PRIVATE, NONE).is_ok() {
@@ -251,9 +258,9 @@ fn make_directories_in(base: &Path, path: &Path) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Sets the score that the container will inherit, as near to the wanted one as is allowed: without
+/// Sets the score that the command will inherit, as near to the wanted one as is allowed: without
 /// CAP_SYS_RESOURCE a process cannot go below where it was started.
-fn adjust_oom_score(wanted: Option<i32>) {
+pub(super) fn adjust_oom_score(wanted: Option<i32>) {
     const FILE: &str = "/proc/self/oom_score_adj";
     let Some(wanted) = wanted else { return };
     if fs::write(FILE, wanted.clamp(-1000, 1000).to_string()).is_err() {

@@ -19,6 +19,7 @@ mod container;
 mod dial;
 mod exec;
 mod executions;
+mod hierarchies;
 mod launch;
 mod lives;
 mod log;

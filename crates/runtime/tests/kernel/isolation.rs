@@ -298,6 +298,61 @@ pub(crate) async fn shared_process_namespaces() {
     house.left_empty();
 }
 
+/// A limit that could be lifted by whom it is to hold would be none.
+pub(crate) async fn cgroups_cannot_be_changed_from_inside() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let script = "cd /sys/fs/cgroup; ls | tr '\\n' ' '; echo; \
+        for d in $(find . -type d); do mkdir $d/x || true; done 2>&1 | grep -v 'Read-only file system'; \
+        for f in $(find . -type f -name 'cgroup.procs' -o -name 'memory.*limit_in_bytes' -o \
+            -name 'cpu.cfs_quota_us' -o -name freezer.state -o -name 'devices.allow' -o -name '*.max'); do \
+            (echo 1 >$f); done 2>&1 | sed 's/.*: //' | sort -u";
+    let mut spec = house.shell(&sandbox, "c", script);
+    spec.resources.memory_limit = Some(64 << 20);
+    sandbox.run(spec).await;
+    let seen = sandbox.stdout("c");
+    let mut lines = seen.lines();
+    let listed = lines.next().unwrap_or_default();
+    if Cgroups::detect().expect("there are cgroups").is_version_2() {
+        assert!(listed.contains("memory.max"), "{listed}");
+    } else {
+        assert!(listed.contains("memory"), "{listed}");
+        assert!(!listed.contains("systemd"), "{listed}");
+    }
+    let rest: Vec<_> = lines.collect();
+    assert_eq!(rest, ["Read-only file system"], "{}", sandbox.log("c"));
+
+    // And who may do everything may do this.
+    let mut spec = house.shell(
+        &sandbox,
+        "d",
+        "cd /sys/fs/cgroup; mkdir x memory/x; echo $?",
+    );
+    spec.security.privileged = true;
+    spec.resources.memory_limit = Some(64 << 20);
+    sandbox.run(spec).await;
+    assert_eq!(sandbox.stdout("d"), "0\n", "{}", sandbox.log("d"));
+    sandbox.end().await;
+    house.left_empty();
+}
+
+/// Whom the kernel kills first for want of memory is the same for all of a container's commands.
+pub(crate) async fn executed_commands_are_scored_as_their_container() {
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    let mut spec = house.shell(&sandbox, "c", "sleep 600");
+    spec.oom_score_adj = Some(777);
+    sandbox.start(spec).await;
+    let run = sandbox
+        .keeper
+        .exec("c", exec(&["cat", "/proc/self/oom_score_adj"]))
+        .await
+        .expect("executed");
+    assert_eq!(read_all(run.streams.stdout).await, "777\n");
+    sandbox.end().await;
+    house.left_empty();
+}
+
 /// Who may look into processes finds nothing in the first one of the sandbox: no file, no power.
 pub(crate) async fn the_first_shared_process_gives_nothing_away() {
     let house = House::new();

@@ -303,6 +303,35 @@ pub(crate) async fn a_keeper_ends_when_its_directory_is_gone() {
     house.left_empty();
 }
 
+/// On version 1 nobody who is frozen dies, not even of SIGKILL.
+pub(crate) async fn who_is_frozen_can_be_killed() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let script = "cd /sys/fs/cgroup; echo FROZEN >freezer/freezer.state || echo 1 >cgroup.freeze";
+    for id in ["killed", "ended"] {
+        let mut spec = house.shell(&sandbox, id, script);
+        // Others cannot write there.
+        spec.security.privileged = true;
+        let below = spec.cgroup.trim_start_matches('/').to_owned();
+        sandbox.start(spec).await;
+        let is_frozen = || {
+            let read = |path: &str| {
+                std::fs::read_to_string(format!("/sys/fs/cgroup/{path}")).unwrap_or_default()
+            };
+            read(&format!("freezer/{below}/freezer.state")) == "FROZEN\n"
+                || read(&format!("{below}/cgroup.events")).contains("frozen 1")
+        };
+        while !is_frozen() {
+            tokio::task::yield_now().await;
+        }
+    }
+    sandbox.keeper.signal("killed", 9).await.expect("sent");
+    assert_eq!(code(&sandbox.exit("killed").await), 137);
+    sandbox.keeper.end().await.expect("ended");
+    assert_eq!(code(&sandbox.exit("ended").await), 137);
+    house.left_empty();
+}
+
 pub(crate) async fn what_is_refused() {
     let house = House::new();
     let sandbox = house.sandbox("a").await;
@@ -338,6 +367,10 @@ pub(crate) async fn what_is_refused() {
         (
             &|spec: &mut runtime::ContainerSpec| spec.argv.push("a\0b".into()),
             "\"a\\0b\" contains a zero byte",
+        ),
+        (
+            &|spec: &mut runtime::ContainerSpec| spec.security.unmasked_proc = true,
+            "an unmasked /proc needs a user namespace of its own, which containers here do not have yet",
         ),
     ] {
         assert_eq!(

@@ -32,6 +32,7 @@ const TESTS: &[Test] = tests![
     lives::thirty_sandboxes_at_once,
     lives::a_sandbox_ends_with_everything_in_it,
     lives::a_keeper_ends_when_its_directory_is_gone,
+    lives::who_is_frozen_can_be_killed,
     lives::what_is_refused,
     lives::starting_is_quick_and_a_keeper_small,
     output::streams_and_partial_lines,
@@ -52,6 +53,8 @@ const TESTS: &[Test] = tests![
     isolation::shared_process_namespaces,
     isolation::the_first_shared_process_gives_nothing_away,
     isolation::cgroups_hold_and_count,
+    isolation::cgroups_cannot_be_changed_from_inside,
+    isolation::executed_commands_are_scored_as_their_container,
 ];
 
 fn main() -> ExitCode {
