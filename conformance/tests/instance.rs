@@ -11,6 +11,7 @@ type Case = (&'static str, fn() -> anyhow::Result<()>);
 const CASES: &[Case] = &[
     ("up_status_down_leave_nothing", up_status_down_leave_nothing),
     ("killed_daemon_loses_nothing", killed_daemon_loses_nothing),
+    ("containers_may_end_in_peace", containers_may_end_in_peace),
     ("two_instances_side_by_side", two_instances_side_by_side),
     ("mistakes_are_named", mistakes_are_named),
     ("images_are_verified", images_are_verified),
@@ -230,6 +231,80 @@ fn killed_daemon_loses_nothing() -> anyhow::Result<()> {
     )?
     .ok()?;
     instance.wharf(&["down"])?.ok()?;
+    nothing_left(&name, &directory)
+}
+
+/// One pod writes down that it was told to end; another does not listen.
+const ENDINGS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: tidy}
+spec:
+  containers:
+  - name: tidy
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, "trap 'echo saved > /out/saved; exit 0' TERM; touch /out/ready; while true; do sleep 0.1; done"]
+    readinessProbe: {exec: {command: [test, -e, /out/ready]}, periodSeconds: 1}
+    volumeMounts: [{name: out, mountPath: /out}]
+  volumes: [{name: out, hostPath: {path: DIRECTORY, type: DirectoryOrCreate}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: deaf}
+spec:
+  containers:
+  - name: deaf
+    image: busybox
+    imagePullPolicy: IfNotPresent
+    command: [sleep, "100000"]
+"#;
+
+fn containers_may_end_in_peace() -> anyhow::Result<()> {
+    let instance = Instance::new(9)?;
+    instance.wharf(&["up"])?.ok()?;
+    instance.load(&["busybox"])?;
+    let kubectl = instance.kubectl();
+    let out = instance.scratch().join("out");
+    kubectl
+        .apply(&ENDINGS.replace("DIRECTORY", &out.display().to_string()))?
+        .ok()?;
+    let ready = [
+        "wait",
+        "pod",
+        "--all",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ];
+    kubectl.run(&ready)?.ok()?;
+    // Whoever waits for it goes away: it goes on all the same.
+    let mut down = std::process::Command::new(instance.program())
+        .args(["down", "--timeout", "5"])
+        .args(instance.settings())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()?;
+    eventually("the pod was told", || {
+        std::fs::read_to_string(out.join("saved")).context("it wrote nothing")
+    })?;
+    down.kill()?;
+    down.wait()?;
+    instance
+        .wharf(&["status"])?
+        .refused()?
+        .says("is stopping")?;
+    instance
+        .wharf(&["up"])?
+        .ok()?
+        .says("The cluster is ready")?;
+    kubectl.run(&ready)?.ok()?;
+    // Also without a server.
+    std::fs::remove_file(out.join("saved"))?;
+    let (name, directory) = (instance.name()?, instance.data_dir());
+    let pid = instance.pid()?.to_string();
+    conformance::run(std::process::Command::new("kill").args(["-9", &pid]), "")?.ok()?;
+    instance.wharf(&["down", "--timeout", "2"])?.ok()?;
+    ensure!(out.join("saved").exists(), "the pod was not told");
     nothing_left(&name, &directory)
 }
 

@@ -1,4 +1,4 @@
-//! What the house does to itself: `cargo xtask build|test|check|images|hello|bench`.
+//! What the house does to itself: `cargo xtask build|test|check|images|hello|machine|bench`.
 //!
 //! Tasks call cargo and the programs that they built; nothing here is part of the product. What a
 //! task needs from Debian's packages it installs by name, so that a bare machine with Rust is enough.
@@ -26,7 +26,8 @@ usage: cargo xtask TASK
   check    formatting, lints, floors, licences, banned crates
   images   make the test images; their directory is the last line
   hello    build, start a cluster, run the hello example on it
-  machine  try it on an emulated machine with systemd and cgroup v2 alone (minutes)
+  machine  try it on an emulated machine with systemd and cgroup v2 alone: containers, a
+           restart, a power cut (minutes); machine SUITE tries another release of Debian
   bench    measure (cargo xtask bench -- --help)
 ";
 
@@ -58,7 +59,7 @@ fn run() -> anyhow::Result<()> {
             Ok(())
         }
         "hello" => hello::run(),
-        "machine" => machine::run(),
+        "machine" => machine::run(rest.first().map(String::as_str)),
         "bench" => {
             let built = build::release(&["wharf", "bench"])?;
             let images = images::make()?;

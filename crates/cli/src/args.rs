@@ -26,7 +26,7 @@ pub enum Command {
     /// Start the cluster, and return when it is ready
     Up(SettingsArguments),
     /// Stop the cluster and its containers; what is stored stays
-    Down(SettingsArguments),
+    Down(DownArguments),
     /// Say what runs, and what is not ready and why
     Status(StatusArguments),
     /// Stop the cluster and delete everything it stored
@@ -99,6 +99,17 @@ pub struct VersionArguments {
     /// How to print
     #[arg(short, long, value_enum, default_value_t)]
     pub output: Format,
+}
+
+/// Of `wharf down`.
+#[derive(Args, Debug)]
+pub struct DownArguments {
+    /// Which instance.
+    #[command(flatten)]
+    pub settings: SettingsArguments,
+    /// Seconds that containers have to end by themselves before they are killed
+    #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
+    pub timeout: u16,
 }
 
 /// Of `wharf reset`.

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! GET    /status                  → Status
-//! POST   /down                    → 200 when every container and link is gone; the server then ends
+//! GET    /ready                   → Status, once the start is complete
+//! POST   /down?grace=SECONDS      → 200 when every container and link is gone; the server then ends
 //! GET    /images                  → [ImageLine]
 //! POST   /images/load             archive → [ImageLine]
 //! POST   /images/import?reference archive → ImageLine
@@ -29,7 +30,7 @@ use tokio::net::UnixStream;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// `running`, `starting` or `stopped`.
+    /// `starting`, `running`, `stopping` or `stopped`.
     pub state: State,
     /// Everything that `wharf up` waits for is there.
     pub ready: bool,
@@ -67,6 +68,8 @@ pub enum State {
     Starting,
     /// It answers, and is ready.
     Running,
+    /// It was told to end, and gives its containers time.
+    Stopping,
     /// No server has this data directory.
     Stopped,
 }

@@ -20,6 +20,7 @@ mod table;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 pub use config::{AddressRange, Config, ListenAddress, Settings};
 pub use exit::{Misuse, Refused};
@@ -32,8 +33,9 @@ pub trait Program {
     /// Is the server, in the foreground, until it is told to stop.
     fn serve(&self, config: Config) -> anyhow::Result<()>;
     /// Ends what an earlier server left running, without a server: containers, links, rules, cgroups.
+    /// Containers are told to end, and killed if they have not after `grace`.
     /// Whether there were containers.
-    fn tear_down(&self, config: &Config, lock: &Lock) -> anyhow::Result<bool>;
+    fn tear_down(&self, config: &Config, lock: &Lock, grace: Duration) -> anyhow::Result<bool>;
 }
 
 /// What this program is.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Json;
@@ -84,9 +85,21 @@ async fn ready(State(server): State<Arc<Server>>) -> Json<Status> {
     Json(server.status().await)
 }
 
-async fn down(State(server): State<Arc<Server>>) -> Result<Json<Status>, Refusal> {
+#[derive(Deserialize)]
+struct DownQuery {
+    /// Seconds.
+    grace: u64,
+}
+
+async fn down(
+    State(server): State<Arc<Server>>,
+    Query(query): Query<DownQuery>,
+) -> Result<Json<Status>, Refusal> {
     let status = server.status().await;
-    server.take_down().await?;
+    server
+        .take_down(Duration::from_secs(query.grace))
+        .await
+        .map_err(anyhow::Error::msg)?;
     Ok(Json(status))
 }
 

@@ -18,8 +18,11 @@ mod progress;
 mod server;
 mod serving;
 
+use std::time::Duration;
+
 use anyhow::Context;
 use cli::{Config, Lock, Locked, Program, Version};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The level of the Kubernetes API, with this program's version as build metadata.
 const KUBERNETES: &str = concat!("v1.36.3+wharf.", env!("CARGO_PKG_VERSION"));
@@ -39,6 +42,14 @@ impl Program for Wharf {
             let _ = rustix::process::setsid();
         }
         let teller = progress::Teller::new(config.progress);
+        // A shell's soft limit is for programs that use select(2).
+        let files = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: files.maximum,
+            ..files
+        };
+        // What cannot be raised is enough for a small cluster.
+        let _ = setrlimit(Resource::Nofile, raised);
         match prepare(&config) {
             Ok(lock) => runtime()?.block_on(serving::run(config, lock, teller)),
             Err(error) => {
@@ -48,10 +59,10 @@ impl Program for Wharf {
         }
     }
 
-    fn tear_down(&self, config: &Config, _lock: &Lock) -> anyhow::Result<bool> {
+    fn tear_down(&self, config: &Config, _lock: &Lock, grace: Duration) -> anyhow::Result<bool> {
         runtime()?.block_on(async {
             let ground = parts::Ground::open_to_take_down(config).await?;
-            ground.take_down().await
+            ground.take_down(grace).await
         })
     }
 }

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use cli::Config;
-use engine::{Engine, LocalEngine};
+use engine::{ContainerState, Engine, LocalEngine, SandboxStatus};
 use futures::StreamExt;
 use image::Images;
 use network::Network;
@@ -14,6 +15,8 @@ use crate::addresses::Addresses;
 
 /// Removing a sandbox waits for the kernel; more at once do not make it faster.
 const REMOVING_MAX: usize = 16;
+/// For the processes of a sandbox to end that were killed.
+const TIMEOUT_REMOVE: Duration = Duration::from_secs(30);
 
 /// Images, network, and the containers on them.
 pub(crate) struct Ground {
@@ -66,13 +69,19 @@ impl Ground {
     }
 
     /// Ends every container and takes links, rules and cgroups away. What is stored stays.
+    /// Containers are told to end, and killed if they have not after `grace`.
     /// Whether there were containers.
-    pub(crate) async fn take_down(&self) -> anyhow::Result<bool> {
-        let removed: Vec<_> = futures::stream::iter(self.engine.sandboxes().await)
+    pub(crate) async fn take_down(&self, grace: Duration) -> anyhow::Result<bool> {
+        let sandboxes = self.engine.sandboxes().await;
+        if !grace.is_zero() {
+            self.stop_containers(&sandboxes, grace).await;
+        }
+        let removed: Vec<_> = futures::stream::iter(sandboxes)
             .map(|sandbox| async move {
-                self.engine
-                    .remove_sandbox(&sandbox.id)
+                tokio::time::timeout(TIMEOUT_REMOVE, self.engine.remove_sandbox(&sandbox.id))
                     .await
+                    .context("its processes were killed and do not end (`ps axf` shows them)")
+                    .and_then(|removed| removed.map_err(anyhow::Error::new))
                     .with_context(|| format!("remove sandbox {}", sandbox.id.0))
             })
             .buffer_unordered(REMOVING_MAX)
@@ -91,6 +100,21 @@ impl Ground {
             .await
             .context("remove the network")?;
         Ok(any)
+    }
+
+    /// Lets all containers end by themselves, side by side.
+    async fn stop_containers(&self, sandboxes: &[SandboxStatus], grace: Duration) {
+        let containers = sandboxes.iter().flat_map(|sandbox| &sandbox.containers);
+        let running = containers
+            .filter(|container| matches!(container.state, ContainerState::Running { .. }));
+        futures::stream::iter(running)
+            .for_each_concurrent(None, |container| async move {
+                // Whatever it is that does not stop is killed with its sandbox.
+                if let Err(error) = self.engine.stop_container(&container.id, grace).await {
+                    tracing::warn!("stop container {}: {error}", container.id.0);
+                }
+            })
+            .await;
     }
 }
 

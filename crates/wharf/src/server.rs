@@ -2,11 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use cli::Config;
 use cli::control::{NotReady, Running, State, Status};
 use engine::{ContainerState, Engine};
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
 use image::{Images, Use};
 use informer::Informer;
 use jiff::Timestamp;
@@ -29,7 +32,11 @@ pub(crate) struct Server {
     pub(crate) ready: Ready,
     pub(crate) workers: Workers,
     pub(crate) end: DrainTrigger,
+    pub(crate) taking_down: OnceLock<TakingDown>,
 }
+
+/// The one taking down that a server does, for everybody who asks for it.
+pub(crate) type TakingDown = Shared<BoxFuture<'static, Result<(), String>>>;
 
 /// The workers: told to stop, and waited for.
 pub(crate) struct Workers {
@@ -58,6 +65,13 @@ impl Server {
                 reason: "still starting".into(),
             })
             .collect();
+        let stopping = self.taking_down.get().is_some();
+        if stopping {
+            not_ready.push(NotReady {
+                name: "server".into(),
+                reason: "it was told to end".into(),
+            });
+        }
         if not_ready.is_empty() {
             not_ready.extend(self.node_fault());
             if let Err(error) = dns_probe::answers(self.addresses.dns_service).await {
@@ -69,10 +83,10 @@ impl Server {
         }
         let ready = not_ready.is_empty();
         Status {
-            state: if ready {
-                State::Running
-            } else {
-                State::Starting
+            state: match (stopping, ready) {
+                (true, _) => State::Stopping,
+                (false, true) => State::Running,
+                (false, false) => State::Starting,
             },
             ready,
             not_ready,
@@ -169,12 +183,25 @@ impl Server {
         used
     }
 
-    /// Ends the workers, every container, link, rule and cgroup; then lets the server end.
-    pub(crate) async fn take_down(self: &Arc<Self>) -> anyhow::Result<()> {
-        self.stop_workers().await;
-        let result = self.ground.take_down().await;
-        self.end.signal();
-        result.map(drop)
+    /// Ends the workers, every container, link, rule and cgroup; then lets the server end, whatever
+    /// came of it. Once begun it goes on, also if nobody waits for it any more; who asks again waits
+    /// for the same. Containers are killed if they have not ended after `grace`.
+    pub(crate) async fn take_down(self: &Arc<Self>, grace: Duration) -> Result<(), String> {
+        let taking_down = self.taking_down.get_or_init(|| {
+            let server = self.clone();
+            let task = tokio::spawn(async move {
+                server.stop_workers().await;
+                let result = server.ground.take_down(grace).await;
+                server.end.signal();
+                result.map(drop)
+            });
+            let told = async {
+                let result = task.await.map_err(anyhow::Error::new).flatten();
+                result.map_err(|error| format!("{error:#}"))
+            };
+            told.boxed().shared()
+        });
+        taking_down.clone().await
     }
 
     /// Tells the workers to stop, and waits until they have. Containers go on.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use apiserver::{ApiServer, Caller};
@@ -145,6 +145,7 @@ async fn start(
         ready,
         workers,
         end,
+        taking_down: OnceLock::new(),
     });
     let control = control::listen(&server.config.instance.control_socket())?;
     fronts.spawn(control::serve(server.clone(), control, ended));

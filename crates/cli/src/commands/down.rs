@@ -12,12 +12,12 @@ use crate::control::Status;
 use crate::presence::{Presence, ask_or_lock};
 use crate::{Config, Program};
 
-/// Containers get their own grace periods before this is over.
+/// For the server to end when its containers have.
 const TIMEOUT_EXIT: Duration = Duration::from_secs(60);
 
-pub(super) fn run(program: &dyn Program, config: &Config) -> anyhow::Result<()> {
+pub(super) fn run(program: &dyn Program, config: &Config, grace: Duration) -> anyhow::Result<()> {
     require_root("stop the cluster")?;
-    if stop(program, config)? {
+    if stop(program, config, grace)? {
         println!(
             "Stopped. What is stored stays in {}; `wharf up` goes on with it.",
             config.instance.data_dir.display()
@@ -28,15 +28,20 @@ pub(super) fn run(program: &dyn Program, config: &Config) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Stops everything; whether there was anything to stop.
-pub(super) fn stop(program: &dyn Program, config: &Config) -> anyhow::Result<bool> {
+/// Stops everything; whether there was anything to stop. Containers are told to end, and killed if
+/// they have not after `grace`.
+pub(super) fn stop(
+    program: &dyn Program,
+    config: &Config,
+    grace: Duration,
+) -> anyhow::Result<bool> {
     if !config.instance.data_dir.exists() {
         return Ok(false);
     }
     let running = match block_on(ask_or_lock::<Status>(
         &config.instance,
         Method::POST,
-        "/down",
+        &format!("/down?grace={}", grace.as_secs()),
     ))? {
         Presence::Answered(status) => match status.pid {
             Some(pid) => {
@@ -46,12 +51,13 @@ pub(super) fn stop(program: &dyn Program, config: &Config) -> anyhow::Result<boo
             None => bail!("the server did not say which process it is"),
         },
         // No server: it was killed, perhaps, and its containers went on.
-        Presence::Nobody(lock) => program.tear_down(config, &lock)?,
+        Presence::Nobody(lock) => program.tear_down(config, &lock, grace)?,
     };
     Ok(running)
 }
 
-fn wait_for_exit(pid: u32) -> anyhow::Result<()> {
+/// Waits for a server that is ending.
+pub(super) fn wait_for_exit(pid: u32) -> anyhow::Result<()> {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         bail!("the server gave {pid} as its process id");
     };

@@ -8,6 +8,8 @@ mod status;
 mod up;
 mod version;
 
+use std::time::Duration;
+
 use anyhow::Context;
 
 use crate::args::{Arguments, Command, SettingsArguments, print_completion};
@@ -16,7 +18,10 @@ use crate::{Config, Misuse, Program};
 pub(crate) fn run(program: &dyn Program, arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Up(settings) => up::run(&Config::resolve(&settings)?),
-        Command::Down(settings) => down::run(program, &Config::resolve(&settings)?.as_made()),
+        Command::Down(down) => {
+            let config = Config::resolve(&down.settings)?.as_made();
+            down::run(program, &config, Duration::from_secs(down.timeout.into()))
+        }
         Command::Status(status) => status::run(&Config::resolve(&status.settings)?, status.output),
         Command::Reset(reset) => {
             let config = Config::resolve(&reset.settings)?.as_made();

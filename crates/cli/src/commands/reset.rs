@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
@@ -37,7 +38,8 @@ pub(super) fn run(program: &dyn Program, config: &Config, yes: bool) -> anyhow::
     if !yes {
         confirm(config)?;
     }
-    down::stop(program, config)?;
+    // What they would save is deleted next.
+    down::stop(program, config, Duration::ZERO)?;
     refuse_mounts(directory)?;
     for name in KEPT {
         remove(&directory.join(name))?;

@@ -53,6 +53,7 @@ fn stopped(config: &Config) -> Status {
 fn text(status: &Status) -> String {
     let mut lines = vec![match (status.state, status.ready) {
         (State::Stopped, _) => format!("{} is stopped", status.instance),
+        (State::Stopping, _) => format!("{} is stopping", status.instance),
         (_, true) => format!("{} is running and ready", status.instance),
         (_, false) => format!("{} is running and not ready", status.instance),
     }];

@@ -14,13 +14,16 @@ use anyhow::{Context, bail};
 use http::Method;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::down::wait_for_exit;
 use super::{block_on, require_root};
-use crate::control::{Progress, Status};
+use crate::control::{Progress, State, Status};
 use crate::presence::{Presence, ask_or_lock};
 use crate::{Config, kubeconfig};
 
 /// How much of the log is shown when the server died.
 const LOG_TAIL_BYTES: u64 = 2000;
+/// A longer log is put aside at a start.
+const LOG_BYTES_MAX: u64 = 10 << 20;
 
 pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     require_root("start a cluster")?;
@@ -50,22 +53,45 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The state of the server that has the instance, once it is ready; nothing if nobody has it.
+/// The state of the server that has the instance, once its start is complete; nothing if nobody has
+/// it. A server that was told to end is waited out.
 fn running(config: &Config) -> anyhow::Result<Option<Status>> {
-    let found = block_on(ask_or_lock::<Status>(
-        &config.instance,
-        Method::GET,
-        "/ready",
-    ))?;
-    match found {
-        Presence::Answered(status) => Ok(Some(status)),
-        Presence::Nobody(_) => Ok(None),
+    loop {
+        let found = block_on(ask_or_lock::<Status>(
+            &config.instance,
+            Method::GET,
+            "/ready",
+        ))?;
+        match found {
+            Presence::Answered(Status {
+                state: State::Stopping,
+                pid: Some(pid),
+                ..
+            }) => {
+                eprintln!("Waiting for the server that is stopping");
+                wait_for_exit(pid)?;
+            }
+            Presence::Answered(status) => return Ok(Some(status)),
+            Presence::Nobody(_) => return Ok(None),
+        }
     }
 }
 
 fn print_running(config: &Config, status: &Status) -> anyhow::Result<()> {
     merge(config)?;
     let pid = status.pid.unwrap_or_default();
+    if !status.ready {
+        let reasons: Vec<_> = status
+            .not_ready
+            .iter()
+            .map(|missing| format!("{}: {}", missing.name, missing.reason))
+            .collect();
+        bail!(
+            "wharf is already running (pid {pid}) and is not ready ({}); {} may say more",
+            reasons.join("; "),
+            config.instance.log_file().display()
+        );
+    }
     println!("wharf is already running (pid {pid}).");
     let api = status.addresses.as_ref().map(|addresses| &addresses.api);
     if let Some(api) = api.filter(|api| **api != config.server_url()) {
@@ -91,6 +117,10 @@ fn merge(config: &Config) -> anyhow::Result<()> {
 
 fn spawn(config: &Config) -> anyhow::Result<Child> {
     let path = config.instance.log_file();
+    if path.metadata().is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+        std::fs::rename(&path, path.with_extension("log.1"))
+            .with_context(|| format!("put {} aside", path.display()))?;
+    }
     let log = OpenOptions::new()
         .append(true)
         .create(true)

@@ -1,0 +1,35 @@
+# A cluster under systemd, as people run it; it stays for the starts after this one.
+from_pod() { kubectl exec client -- wget -qO- -T 30 "$1"; }
+is_web() { kubectl get pods -l app=web -o name | grep -qx "pod/$1"; }
+
+does "the unit is enabled and started" systemctl enable --now wharf
+comes "the server is ready" 300 wharf status
+does "load" wharf image load /machine/images/busybox.tar
+does "kubeconfig" wharf up
+does "apply" kubectl apply -f /machine/cluster.yaml
+does "the Deployment is rolled out" kubectl rollout status deployment/web --timeout=300s
+does "pods are ready" kubectl wait --for=condition=Ready pod -l runs=always --timeout=300s
+does "one is done" kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pod/done --timeout=300s
+does "one runs once" kubectl wait --for=condition=Ready pod/once --timeout=300s
+
+is "the node has the machine's address" "$(kubectl get nodes -o 'jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}')" 10.0.2.15
+is "exec" "$(kubectl exec client -- echo said)" said
+is "exec tells how a command ended" "$(kubectl exec client -- sh -c 'exit 7' 2>/dev/null; echo $?)" 7
+is "logs" "$(kubectl logs client)" begun
+is "limits are read inside" "$(kubectl exec client -- sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max pids.max' | tr '\n' ' ')" "50331648 20000 100000 max "
+address=$(template service/web '{{.spec.clusterIP}}')
+does "a Service's address from a pod" is_web "$(from_pod "http://$address")"
+does "and from the machine" is_web "$(wget -qO- -T 30 "http://$address")"
+does "a name from a pod" is_web "$(from_pod http://web)"
+does "the whole name" is_web "$(from_pod http://web.default.svc.cluster.local)"
+does "a port of the node" is_web "$(wget -qO- -T 30 http://10.0.2.15:30080)"
+does "also from a pod" is_web "$(from_pod http://10.0.2.15:30080)"
+does "the API from a pod" kubectl exec client -- nc -w 30 kubernetes.default 443 -e true
+is "what one start leaves" "$(kubectl exec client -- sh -c 'cat /disk/starts /memory/starts /settings/greeting')" "start
+start
+hello"
+
+kubectl get namespaces,services,deployments,replicasets,pods,configmaps,secrets,serviceaccounts,clusterroles -A -o name | sort > /root/objects
+template pods '{{range .items}}{{.metadata.name}} {{.metadata.uid}}{{"\n"}}{{end}}' > /root/pods
+cat /proc/sys/kernel/random/boot_id > /root/boot
+sync
