@@ -16,6 +16,8 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
             "lifecycle",
             "streams",
             "access",
+            "objects",
+            "tree",
             "protobuf",
         ],
     ),

@@ -1,6 +1,7 @@
 //! Why a node cannot take a pod: one function per rule, in the order in which upstream asks them.
 
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
+use objects::tolerates;
 
 use crate::affinity;
 use crate::cluster::{HostPort, NodeState, host_ports};
@@ -125,23 +126,6 @@ fn taints(subject: &Subject<'_>, node: &Node) -> Option<Refusal> {
     hard.into_iter()
         .any(untolerated)
         .then(|| Refusal::new("node(s) had untolerated taint(s)", false, Rules::NODE))
-}
-
-/// Whether a toleration covers a taint.
-pub(crate) fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            let value = toleration.value.as_deref().unwrap_or_default();
-            !key.is_empty() && value == taint.value.as_deref().unwrap_or_default()
-        }
-        Some(_) => false,
-    }
 }
 
 fn node_affinity(subject: &Subject<'_>, state: &NodeState, node: &Node) -> Option<Refusal> {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 
 use crate::affinity::{self, Neighbours};
 use crate::cluster::NodeState;
-use crate::filter::{self, Subject};
+use crate::filter::Subject;
 use crate::spread::Spread;
 
 const MOST: i64 = 100;
@@ -87,7 +87,7 @@ fn soft_taints(subject: &Subject<'_>, node: &Node) -> i64 {
         !subject
             .tolerations()
             .iter()
-            .any(|toleration| filter::tolerates(toleration, taint))
+            .any(|toleration| objects::tolerates(toleration, taint))
     });
     untolerated.count() as i64
 }

@@ -7,7 +7,7 @@ use kube::core::{Selector, SelectorExt};
 
 use crate::affinity::{self, domain};
 use crate::cluster::{Cluster, NodeState};
-use crate::filter::{self, Refusal, Rules, Subject};
+use crate::filter::{Refusal, Rules, Subject};
 
 struct Constraint {
     key: String,
@@ -106,7 +106,7 @@ fn count(
                 !subject
                     .tolerations()
                     .iter()
-                    .any(|one| filter::tolerates(one, taint))
+                    .any(|one| objects::tolerates(one, taint))
             })
         };
         // Only nodes that have all the hard constraints' labels make up domains.

@@ -177,7 +177,7 @@ impl Scheduler {
     fn hear_pod(&mut self, change: Change<Pod>) {
         let key = Key::of(&**change.object());
         let pod = match change {
-            Change::Applied { new, .. } if !has_ended(&new) => new,
+            Change::Applied { new, .. } if !objects::pod::has_ended(&new) => new,
             _ => {
                 self.pending.remove(&key);
                 if self.cluster.remove_pod(&key) {
@@ -299,15 +299,7 @@ fn say(
     action: &str,
     message: String,
 ) {
-    let regarding = ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        namespace: pod.metadata.namespace.clone(),
-        name: pod.metadata.name.clone(),
-        uid: pod.metadata.uid.clone(),
-        resource_version: pod.metadata.resource_version.clone(),
-        field_path: None,
-    };
+    let regarding = informer::reference_to(pod);
     recorder.event_on(regarding, event_type, reason, Some(action), message);
 }
 
@@ -418,14 +410,6 @@ async fn write_condition(
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
         result => result.map(drop).map_err(Error::Condition),
     }
-}
-
-fn has_ended(pod: &Pod) -> bool {
-    let phase = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed"))
 }
 
 /// Whether the pod waits for this scheduler: not for another one, not for its gates, and not to go.

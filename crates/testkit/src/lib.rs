@@ -37,7 +37,7 @@ pub use client::{Route, clients};
 pub use clock::Clock;
 pub use cluster::{Cluster, Options};
 pub use engine::{Counts, FakeEngine};
-pub use history::{History, Moment, is_ready};
+pub use history::{History, Moment};
 pub use ledger::{Ledger, Record};
 pub use script::{Behaviour, Script};
 pub use weather::{Weather, WeatherLayer};

@@ -15,7 +15,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
-use testkit::{Cluster, History, Options, is_ready};
+use objects::pod::is_ready;
+use testkit::{Cluster, History, Options};
 
 const WEB: (&str, &str, &str) = ("apps/v1", "Deployment", "web");
 const LABEL: (&str, &str) = ("app", "web");

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use testkit::{Cluster, Options, is_ready};
+use objects::pod::is_ready;
+use testkit::{Cluster, Options};
 
 use crate::{deployment, web};
 
