@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
-use crate::{MachineError, failed, set_group};
+use crate::folder::{Access, Folder, SETGID};
+use crate::{MachineError, failed};
 
 /// What a volume's content is kept on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,21 +40,20 @@ pub fn make_directory(
         Err(error) => return Err(failed("make directory", directory)(error)),
     };
     let mounted = is_mounted(directory).map_err(failed("look at", directory))?;
-    match medium {
+    let mode = match medium {
         Medium::Memory { size } if !mounted => {
             mount_memory(directory, size).map_err(failed("mount memory on", directory))?;
+            0o1777
         }
-        Medium::Disk if new => {
-            let mode = fs::Permissions::from_mode(0o777);
-            fs::set_permissions(directory, mode).map_err(failed("set the mode of", directory))?;
-        }
+        Medium::Disk if new => 0o777,
         // It was given out before, and somebody may have chosen another mode.
         _ => return Ok(()),
-    }
-    match group {
-        Some(group) => set_group(directory, group, false),
-        None => Ok(()),
-    }
+    };
+    Folder::open(directory)?.set_access(Access {
+        mode: mode | group.map_or(0, |_| SETGID),
+        owner: None,
+        group,
+    })
 }
 
 fn mount_memory(directory: &Path, size: Option<u64>) -> io::Result<()> {
@@ -89,6 +89,8 @@ fn is_mounted(directory: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::remove;
 

@@ -15,22 +15,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{
-    DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown, symlink,
-};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use jiff::Timestamp;
 
-use crate::group::READ_ONLY;
-use crate::{MachineError, failed, remove, set_group};
+use crate::MachineError;
+use crate::folder::{Access, Folder};
 
 const DATA: &str = "..data";
 const DATA_NEXT: &str = "..data_tmp";
 const PATH_LENGTH_MAX: usize = 4096;
+/// What directories are, and what a group gets that may only read.
+const DIRECTORY_MODE: u32 = 0o755;
+const DIRECTORY_MODE_OF_GROUP: u32 = 0o2755;
+const READ_ONLY: u32 = 0o440;
 
 /// A file to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,24 +75,28 @@ pub fn write_files(
     for path in files.keys() {
         check_path(path)?;
     }
-    let state = current_state(volume)?;
+    let volume = Folder::open(volume)?;
+    let state = current_state(&volume)?;
     let unchanged = match &state {
-        Some(state) => shows(&volume.join(state), files, group)?,
+        Some(state) => match volume.directory(state)? {
+            Some(state) => shows(&state, files, group)?,
+            None => false,
+        },
         None => false,
     };
-    if unchanged && is_complete(volume, files) {
+    if unchanged && is_complete(&volume, files)? {
         return Ok(false);
     }
     let state = match state {
         Some(state) if unchanged => state,
         _ => {
-            let state = write_state(volume, files, group, now)?;
-            switch(volume, &state)?;
+            let state = write_state(&volume, files, group, now)?;
+            switch(&volume, &state)?;
             state
         }
     };
-    link_names(volume, files, group)?;
-    take_away_rest(volume, &state, files)?;
+    link_names(&volume, files, group)?;
+    take_away_rest(&volume, &state, files)?;
     Ok(true)
 }
 
@@ -120,18 +123,9 @@ fn check_path(path: &str) -> Result<(), FilesError> {
 }
 
 /// The name of the state's directory, if `..data` is as we write it.
-fn current_state(volume: &Path) -> Result<Option<OsString>, MachineError> {
-    let link = volume.join(DATA);
-    match fs::read_link(&link) {
-        Ok(target) => Ok(is_state(target.as_os_str()).then(|| target.into_os_string())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        // It is no link: whatever it is, it is not ours, and the switch replaces it.
-        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-            remove(&link)?;
-            Ok(None)
-        }
-        Err(error) => Err(failed("read", &link)(error)),
-    }
+fn current_state(volume: &Folder) -> Result<Option<OsString>, MachineError> {
+    let target = volume.link(OsStr::new(DATA))?;
+    Ok(target.filter(|target| is_state(target)))
 }
 
 fn is_state(name: &OsStr) -> bool {
@@ -143,127 +137,132 @@ fn is_state(name: &OsStr) -> bool {
         && name != DATA_NEXT.as_bytes()
 }
 
-/// Whether a state has these files and no others.
-fn shows(state: &Path, files: &Files, group: Option<u32>) -> Result<bool, MachineError> {
-    let mut seen = 0;
-    for entry in walkdir::WalkDir::new(state).min_depth(1) {
-        let Ok(entry) = entry else {
-            return Ok(false);
-        };
-        if entry.file_type().is_dir() {
-            continue;
-        }
-        let path = entry.path();
-        let name = path.strip_prefix(state).ok().and_then(Path::to_str);
-        let Some(file) = name.and_then(|name| files.get(name)) else {
-            return Ok(false);
-        };
-        let metadata = fs::symlink_metadata(path).map_err(failed("look at", path))?;
-        let given = if group.is_some() { READ_ONLY } else { 0 };
-        let same = metadata.is_file()
-            && metadata.mode() & 0o7777 == file.mode & 0o7777 | given
-            && group.is_none_or(|group| metadata.gid() == group)
-            && metadata.uid() == file.owner.unwrap_or(0)
-            && metadata.len() == file.content.len() as u64
-            && fs::read(path).map_err(failed("read", path))? == file.content;
-        if !same {
-            return Ok(false);
-        }
-        seen += 1;
+fn access(file: &File, group: Option<u32>) -> Access {
+    let given = if group.is_some() { READ_ONLY } else { 0 };
+    Access {
+        mode: file.mode | given,
+        owner: file.owner,
+        group,
     }
-    Ok(seen == files.len())
+}
+
+/// Whether a state has these files and no others.
+fn shows(state: &Folder, files: &Files, group: Option<u32>) -> Result<bool, MachineError> {
+    let mut directories = BTreeSet::from([""]);
+    for path in files.keys() {
+        directories.extend(path.match_indices('/').map(|(at, _)| &path[..at]));
+    }
+    for directory in &directories {
+        let Some(names) = state.names_in(directory)? else {
+            return Ok(false);
+        };
+        let belongs = |name: &OsString| {
+            let name = name.to_str()?;
+            let path = match *directory {
+                "" => name.to_owned(),
+                above => format!("{above}/{name}"),
+            };
+            Some(files.contains_key(&path) || directories.contains(path.as_str()))
+        };
+        if !names.iter().all(|name| belongs(name).unwrap_or(false)) {
+            return Ok(false);
+        }
+    }
+    let mut each = files.iter();
+    Ok(each.all(|(path, file)| state.has_file(path, &file.content, access(file, group))))
 }
 
 /// Whether nothing but what belongs there is in the volume's own directory.
-fn is_complete(volume: &Path, files: &Files) -> bool {
+fn is_complete(volume: &Folder, files: &Files) -> Result<bool, MachineError> {
     let names = top_names(files);
     let mut found = 0;
     let mut states = 0;
-    for entry in fs::read_dir(volume).into_iter().flatten().flatten() {
-        let name = entry.file_name();
+    for name in volume.names()? {
         match name.to_str() {
             Some(DATA) => {}
-            Some(top) if names.contains(top) && is_link_of_ours(volume, &name) => found += 1,
+            Some(top) if names.contains(top) && is_link_of_ours(volume, top)? => found += 1,
             _ if is_state(&name) => states += 1,
-            _ => return false,
+            _ => return Ok(false),
         }
     }
-    found == names.len() && states == 1
+    Ok(found == names.len() && states == 1)
 }
 
 fn write_state(
-    volume: &Path,
+    volume: &Folder,
     files: &Files,
     group: Option<u32>,
     now: Timestamp,
 ) -> Result<OsString, MachineError> {
-    let (name, state) = make_state(volume, now)?;
-    let written = write_all(&state, files).and_then(|()| match group {
-        Some(group) => set_group(&state, group, true),
-        None => Ok(()),
-    });
+    let directories = Access {
+        mode: match group {
+            Some(_) => DIRECTORY_MODE_OF_GROUP,
+            None => DIRECTORY_MODE,
+        },
+        owner: None,
+        group,
+    };
+    let (name, state) = make_state(volume, directories, now)?;
+    let written = files
+        .iter()
+        .try_for_each(|(path, file)| write_file(&state, path, file, directories));
     if let Err(error) = written {
         // What failed tells more than that it could not be cleaned up.
-        let _ = remove(&state);
+        let _ = volume.remove(&name);
         return Err(error);
     }
     if let Some(group) = group {
-        lchown(volume, None, Some(group)).map_err(failed("set the group of", volume))?;
+        volume.set_group(group)?;
     }
     Ok(name)
 }
 
-fn make_state(volume: &Path, now: Timestamp) -> Result<(OsString, PathBuf), MachineError> {
+fn make_state(
+    volume: &Folder,
+    access: Access,
+    now: Timestamp,
+) -> Result<(OsString, Folder), MachineError> {
     let stamp = now.strftime("..%Y_%m_%d_%H_%M_%S").to_string();
     let mut number = u64::from(now.subsec_nanosecond().unsigned_abs());
     loop {
-        let name = format!("{stamp}.{number}");
-        let state = volume.join(&name);
-        match fs::DirBuilder::new().mode(0o755).create(&state) {
-            Ok(()) => {
-                let mode = fs::Permissions::from_mode(0o755);
-                fs::set_permissions(&state, mode).map_err(failed("set the mode of", &state))?;
-                return Ok((name.into(), state));
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            Err(error) => return Err(failed("make directory", &state)(error)),
+        let name = OsString::from(format!("{stamp}.{number}"));
+        match volume.make_directory(&name, access)? {
+            Some(state) => return Ok((name, state)),
+            None => number += 1,
         }
     }
 }
 
-fn write_all(state: &Path, files: &Files) -> Result<(), MachineError> {
-    for (name, file) in files {
-        let path = state.join(name);
-        if let Some(above) = path.parent() {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o755)
-                .create(above)
-                .map_err(failed("make directory", above))?;
-        }
-        // Nobody else's before it has its mode: a container sees the directory already.
-        fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .and_then(|mut new| new.write_all(&file.content))
-            .map_err(failed("write", &path))?;
-        if file.owner.is_some() {
-            lchown(&path, file.owner, None).map_err(failed("set the owner of", &path))?;
-        }
-        let mode = fs::Permissions::from_mode(file.mode & 0o7777);
-        fs::set_permissions(&path, mode).map_err(failed("set the mode of", &path))?;
+fn write_file(
+    state: &Folder,
+    path: &str,
+    file: &File,
+    directories: Access,
+) -> Result<(), MachineError> {
+    let mut parts: Vec<&OsStr> = path.split('/').map(OsStr::new).collect();
+    let name = parts.pop().unwrap_or_default();
+    let mut below: Option<Folder> = None;
+    for part in parts {
+        let here = below.as_ref().unwrap_or(state);
+        let next = match here.make_directory(part, directories)? {
+            Some(made) => made,
+            None => here.existing(part)?,
+        };
+        below = Some(next);
     }
-    Ok(())
+    let here = below.as_ref().unwrap_or(state);
+    here.make_file(name, &file.content, access(file, directories.group))
 }
 
-fn switch(volume: &Path, state: &OsStr) -> Result<(), MachineError> {
-    let next = volume.join(DATA_NEXT);
-    remove(&next)?;
-    symlink(state, &next).map_err(failed("make link", &next))?;
-    let data = volume.join(DATA);
-    fs::rename(&next, &data).map_err(failed("replace", &data))
+fn switch(volume: &Folder, state: &OsStr) -> Result<(), MachineError> {
+    let (next, data) = (OsStr::new(DATA_NEXT), OsStr::new(DATA));
+    volume.remove(next)?;
+    volume.make_link(next, Path::new(state), None)?;
+    if volume.link(data)?.is_none() {
+        // Whatever it is, it is not ours, and a link does not replace a directory.
+        volume.remove(data)?;
+    }
+    volume.rename(next, data)
 }
 
 fn top_names(files: &Files) -> BTreeSet<&str> {
@@ -273,34 +272,31 @@ fn top_names(files: &Files) -> BTreeSet<&str> {
         .collect()
 }
 
-fn link_names(volume: &Path, files: &Files, group: Option<u32>) -> Result<(), MachineError> {
+fn link_names(volume: &Folder, files: &Files, group: Option<u32>) -> Result<(), MachineError> {
     for name in top_names(files) {
-        let link = volume.join(name);
-        if is_link_of_ours(volume, OsStr::new(name)) {
+        if is_link_of_ours(volume, name)? {
             continue;
         }
-        remove(&link)?;
-        symlink(Path::new(DATA).join(name), &link).map_err(failed("make link", &link))?;
-        if group.is_some() {
-            lchown(&link, None, group).map_err(failed("set the group of", &link))?;
-        }
+        let link = OsStr::new(name);
+        volume.remove(link)?;
+        volume.make_link(link, &Path::new(DATA).join(name), group)?;
     }
     Ok(())
 }
 
-fn is_link_of_ours(volume: &Path, name: &OsStr) -> bool {
-    fs::read_link(volume.join(name)).is_ok_and(|target| target == Path::new(DATA).join(name))
+fn is_link_of_ours(volume: &Folder, name: &str) -> Result<bool, MachineError> {
+    let target = volume.link(OsStr::new(name))?;
+    Ok(target.is_some_and(|target| Path::new(&target) == Path::new(DATA).join(name)))
 }
 
 /// Old states, links to files that are no more, and what a killed writer left.
-fn take_away_rest(volume: &Path, state: &OsStr, files: &Files) -> Result<(), MachineError> {
+fn take_away_rest(volume: &Folder, state: &OsStr, files: &Files) -> Result<(), MachineError> {
     let names = top_names(files);
-    for entry in fs::read_dir(volume).map_err(failed("read", volume))? {
-        let name = entry.map_err(failed("read", volume))?.file_name();
+    for name in volume.names()? {
         let belongs =
             name == state || name == DATA || name.to_str().is_some_and(|name| names.contains(name));
         if !belongs {
-            remove(&volume.join(name))?;
+            volume.remove(&name)?;
         }
     }
     Ok(())
@@ -308,6 +304,9 @@ fn take_away_rest(volume: &Path, state: &OsStr, files: &Files) -> Result<(), Mac
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
     use super::*;
 
     fn files(list: &[(&str, u32, &str)]) -> Files {
@@ -418,7 +417,7 @@ mod tests {
         let mut open = fs::File::open(volume.join("a")).expect("a file");
         write(volume, &[("a", 0o644, "new")]);
         let mut content = String::new();
-        io::Read::read_to_string(&mut open, &mut content).expect("the old file");
+        std::io::Read::read_to_string(&mut open, &mut content).expect("the old file");
         assert_eq!(content, "old");
         assert_eq!(
             fs::read_to_string(volume.join("a")).expect("the new file"),
@@ -473,6 +472,90 @@ mod tests {
         assert_eq!(stat("token"), (0o640, 1000, 2000));
         assert_eq!(stat("d/x"), (0o440, 0, 2000));
         assert_eq!(stat("d"), (0o2755, 0, 2000));
+    }
+
+    /// A container that may write to the volume puts links where the writer makes directories and
+    /// files, as fast as it can. Nothing outside may change, and nothing be made there.
+    #[test]
+    fn a_container_that_swaps_directories_for_links_leads_nobody_out() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let (volume, outside) = (place.path().join("volume"), place.path().join("outside"));
+        fs::create_dir_all(&volume).expect("a directory");
+        fs::create_dir_all(&outside).expect("a directory");
+        let mode = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&outside, mode).expect("a mode");
+        fs::write(outside.join("key-000"), "precious").expect("a file");
+        let before = fs::metadata(&outside).expect("a directory");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let mut swaps = 0;
+        std::thread::scope(|scope| {
+            let container = scope.spawn(|| swap_for_links(&volume, &outside, &done));
+            for round in 0..30 {
+                let keys = (0..100).map(|number| (format!("key-{number:03}"), round.to_string()));
+                let list = keys.map(|(key, content)| {
+                    let file = File {
+                        mode: 0o666,
+                        owner: Some(1000),
+                        content: content.into_bytes(),
+                    };
+                    (
+                        if round % 2 == 0 {
+                            key
+                        } else {
+                            format!("d/{key}")
+                        },
+                        file,
+                    )
+                });
+                // It may fail: the volume is not what it was a moment ago.
+                let _ = write_files(&volume, &list.collect(), Some(2000), now());
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            swaps = container.join().expect("the container ends");
+        });
+        assert!(swaps > 0, "nothing was tried");
+        let after = fs::metadata(&outside).expect("a directory");
+        assert_eq!(
+            (after.mode(), after.gid(), names(&outside)),
+            (before.mode(), before.gid(), vec!["key-000".to_owned()])
+        );
+        let precious = fs::metadata(outside.join("key-000")).expect("a file");
+        assert_eq!((precious.uid(), precious.len()), (0, 8));
+    }
+
+    /// Until it is done; how often it worked.
+    fn swap_for_links(volume: &Path, outside: &Path, done: &std::sync::atomic::AtomicBool) -> u32 {
+        let mut swaps = 0;
+        let mut number = 0;
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            let list = fs::read_dir(volume).into_iter().flatten().flatten();
+            for found in list.filter(|found| found.file_type().is_ok_and(|kind| kind.is_dir())) {
+                number += 1;
+                let inner = found.path().join("d");
+                for path in [inner, found.path()] {
+                    let aside = volume.join(format!("aside-{number}"));
+                    if fs::rename(&path, aside).is_ok() && symlink(outside, &path).is_ok() {
+                        swaps += 1;
+                    }
+                }
+            }
+        }
+        swaps
+    }
+
+    #[test]
+    fn a_pipe_in_the_way_is_not_waited_for() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let volume = place.path();
+        let list = [("a", 0o644, "1"), ("d/b", 0o644, "2")];
+        assert!(write(volume, &list));
+        let state = volume.join(fs::read_link(volume.join(DATA)).expect("a link"));
+        fs::remove_file(state.join("a")).expect("removed");
+        let kind = rustix::fs::FileType::Fifo;
+        let (name, mode) = (state.join("a"), rustix::fs::Mode::from_raw_mode(0o644));
+        rustix::fs::mknodat(rustix::fs::CWD, &name, kind, mode, 0).expect("a pipe");
+        assert!(write(volume, &list));
+        assert_eq!(fs::read_to_string(volume.join("a")).expect("a file"), "1");
     }
 
     #[test]

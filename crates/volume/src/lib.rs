@@ -14,14 +14,13 @@
 
 mod directory;
 mod files;
-mod group;
+mod folder;
 mod host_path;
 mod remove;
 mod sub_path;
 
 pub use directory::{Medium, make_directory};
 pub use files::{File, Files, FilesError, write_files};
-pub use group::set_group;
 pub use host_path::{HostPathError, HostPathKind, check_host_path};
 pub use remove::{remove, unmount_all};
 pub use sub_path::{SubPathError, bind_sub_path};

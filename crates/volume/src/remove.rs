@@ -1,20 +1,15 @@
 //! Taking a volume away, with whatever is mounted and written below it.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, ResolveFlags, openat2, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::{MachineError, failed};
 
-/// Directories below this depth are moved up before they are emptied, so that a tree of any depth
-/// costs a bounded number of open files and frames.
-const DEPTH_MAX: usize = 32;
 /// Rounds of unmounting: what lies on one another, and what somebody mounts meanwhile.
 const ROUNDS_MAX: usize = 16;
 
@@ -25,7 +20,7 @@ pub fn remove(directory: &Path) -> Result<(), MachineError> {
         return Ok(());
     };
     unmount_below(&directory)?;
-    remove_tree(&directory).map_err(failed("remove", &directory))
+    tree::remove_path(&directory).map_err(failed("remove", &directory))
 }
 
 /// Unmounts everything at and below `directory`, and leaves what is stored. What was kept in memory
@@ -99,89 +94,6 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match unlinkat(CWD, path, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Errno::INVAL.into());
-    };
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let above = rustix::fs::open(above, flags, Mode::empty())?;
-    let top = open_child(above.as_fd(), name)?;
-    let mut moved = 0;
-    loop {
-        let before = moved;
-        empty(top.as_fd(), top.as_fd(), 0, &mut moved)?;
-        if moved == before {
-            break;
-        }
-    }
-    unlinkat(&above, name, AtFlags::REMOVEDIR)?;
-    Ok(())
-}
-
-/// Removes what is in a directory of the tree at `top`.
-fn empty(
-    top: BorrowedFd<'_>,
-    directory: BorrowedFd<'_>,
-    depth: usize,
-    moved: &mut u64,
-) -> io::Result<()> {
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        if name == "." || name == ".." {
-            continue;
-        }
-        match unlinkat(directory, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => continue,
-            Err(Errno::ISDIR | Errno::PERM) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if depth == DEPTH_MAX {
-            move_up(top, directory, name, moved)?;
-            continue;
-        }
-        let child = open_child(directory, name)?;
-        empty(top, child.as_fd(), depth + 1, moved)?;
-        drop(child);
-        unlinkat(directory, name, AtFlags::REMOVEDIR)?;
-    }
-    Ok(())
-}
-
-/// Opens a directory in another, never through a link and never into another mount.
-fn open_child(directory: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
-    openat2(
-        directory,
-        name,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV,
-    )
-}
-
-/// Puts a deep directory right below `top`, under a name that is free there.
-fn move_up(
-    top: BorrowedFd<'_>,
-    directory: BorrowedFd<'_>,
-    name: &OsStr,
-    moved: &mut u64,
-) -> io::Result<()> {
-    loop {
-        *moved += 1;
-        let free = OsString::from(format!(".deep-{moved}"));
-        match renameat(directory, name, top, &free) {
-            Ok(()) => return Ok(()),
-            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR | Errno::ISDIR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -232,22 +144,6 @@ mod tests {
         symlink(&precious, place.path().join("volume")).expect("a link");
         remove(&place.path().join("volume")).expect("removed");
         assert!(precious.join("x").exists());
-    }
-
-    #[test]
-    fn trees_deeper_than_any_path_are_removed() {
-        let place = tempfile::tempdir().expect("a temporary directory");
-        let volume = place.path().join("volume");
-        fs::create_dir(&volume).expect("a directory");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let mut here = rustix::fs::open(&volume, flags, Mode::empty()).expect("a directory");
-        for _ in 0..3000 {
-            rustix::fs::mkdirat(&here, "d", Mode::from(0o700)).expect("a directory");
-            here = open_child(here.as_fd(), OsStr::new("d")).expect("a directory");
-        }
-        drop(here);
-        remove(&volume).expect("removed");
-        assert!(!volume.exists());
     }
 
     #[test]
