@@ -239,6 +239,12 @@ impl Core {
             .unwrap_or_else(|| panic!("the built-in kinds have {plural} in {group:?}/{version}"))
     }
 
+    /// A built-in kind that only is the body of subresources.
+    pub(crate) fn builtin_kind(&self, group: &str, version: &str, kind: &str) -> &Arc<Resource> {
+        self.resource_of_kind(group, version, kind)
+            .unwrap_or_else(|| panic!("the built-in kinds have {kind} in {group:?}/{version}"))
+    }
+
     /// The newest state of an object, parsed.
     pub(crate) fn read(&self, resource: &Resource, namespace: &str, name: &str) -> Option<Value> {
         let entry = self.store().get(&resource.key(namespace, name))?;

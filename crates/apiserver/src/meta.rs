@@ -1,4 +1,4 @@
-//! What selectors ask of an object, read from its stored bytes once and only if asked.
+//! What selectors and admission ask of an object, read from its stored bytes once and only if asked.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -15,17 +15,19 @@ pub struct Meta {
     facts: OnceLock<Box<Facts>>,
 }
 
-/// The labels and selectable fields of one version of an object.
+/// What is asked of one version of an object more often than it is written.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) fields: Vec<(&'static str, String)>,
+    /// Whether it is being deleted.
+    pub(crate) is_leaving: bool,
 }
 
 /// The extraction to open a store with ([`crate::Config::store`]).
 ///
-/// Nothing is read when an object is written: most objects are never asked for by selector, and
-/// for those that are, the first question parses them once.
+/// Nothing is read when an object is written: most objects are never asked for so, and for those
+/// that are, the first question parses them once.
 pub fn extract() -> store::Extract<Meta> {
     Arc::new(|_key: &Key, _bytes: &Bytes| Meta::default())
 }
@@ -51,6 +53,7 @@ impl Facts {
         Facts {
             labels,
             fields: kind.selectable_fields(object),
+            is_leaving: !object["metadata"]["deletionTimestamp"].is_null(),
         }
     }
 }

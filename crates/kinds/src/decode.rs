@@ -22,6 +22,14 @@ pub struct Decoded {
     pub error: Option<String>,
 }
 
+impl SchemaRef {
+    /// Reads a body of this type that is no kind of its own, as `DeleteOptions`; see
+    /// [`Kind::decode`](crate::Kind::decode).
+    pub fn decode(&self, body: &mut Value, raw: Option<&[u8]>) -> Decoded {
+        decode(body, raw, self)
+    }
+}
+
 /// Reads `body` as the type at `schema` and leaves in it what Go would print; see [`Decoded`].
 pub(crate) fn decode(body: &mut Value, raw: Option<&[u8]>, schema: &SchemaRef) -> Decoded {
     let mut reader = Reader {
@@ -40,7 +48,7 @@ pub(crate) fn decode(body: &mut Value, raw: Option<&[u8]>, schema: &SchemaRef) -
     };
     Decoded {
         faults,
-        error: aborted.or(reader.mismatch),
+        error: aborted.or(reader.mismatch.map(|mismatch| mismatch.to_string())),
     }
 }
 
@@ -87,7 +95,47 @@ struct Reader {
     /// Paths of fields that the type lacks.
     unknown: Vec<String>,
     /// Go goes on after a mismatch and tells the first.
-    mismatch: Option<String>,
+    mismatch: Option<Mismatch>,
+}
+
+/// A value of a type that its place cannot take.
+struct Mismatch {
+    value: String,
+    go_type: String,
+    /// The struct that has the innermost field.
+    holder: Option<String>,
+    /// The fields that lead there, the innermost first; Go counts neither items nor keys.
+    fields: Vec<String>,
+}
+
+impl Mismatch {
+    /// It was found in this field of the object described by `schema`.
+    fn is_below(&mut self, field: &str, schema: &SchemaRef) {
+        if self.holder.is_none() {
+            self.holder = Some(simple_name(schema).to_owned());
+            if field == "uid" && self.go_type == "string" {
+                self.go_type = "types.UID".to_owned();
+            }
+        }
+        self.fields.push(field.to_owned());
+    }
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Mismatch { value, go_type, .. } = self;
+        write!(formatter, "json: cannot unmarshal {value} into Go ")?;
+        match &self.holder {
+            None => formatter.write_str("value")?,
+            Some(holder) => {
+                write!(formatter, "struct field {holder}")?;
+                for field in self.fields.iter().rev() {
+                    write!(formatter, ".{field}")?;
+                }
+            }
+        }
+        write!(formatter, " of type {go_type}")
+    }
 }
 
 /// An error that ends Go's decoder at once: those of types that parse themselves.
@@ -120,12 +168,7 @@ impl Reader {
             *value = Value::Object(Map::new());
         }
         let Value::Object(fields) = value else {
-            let name = schema
-                .definition()
-                .and_then(|name| name.rsplit('.').next())
-                .unwrap_or_default()
-                .to_owned();
-            self.mismatch(value, &name);
+            self.mismatch(value, &go_name(schema));
             return Ok(());
         };
         let strange: Vec<String> = fields
@@ -154,9 +197,13 @@ impl Reader {
                 continue;
             }
             let dot = if self.path.is_empty() { "" } else { "." };
+            let had_mismatch = self.mismatch.is_some();
             self.below(format_args!("{dot}{name}"), |reader| {
                 reader.read(present, &field)
             })?;
+            if let Some(mismatch) = self.mismatch.as_mut().filter(|_| !had_mismatch) {
+                mismatch.is_below(name, schema);
+            }
             let bare = is_zero(present) && field.kind_of_value() != Type::Object;
             match form {
                 Form::Omitted if bare => drop(fields.remove(name)),
@@ -224,7 +271,7 @@ impl Reader {
             Type::IntOrString if !value.is_string() && !fits_int32(value) => {
                 return Err(format!(
                     "json: cannot unmarshal {} into Go value of type int32",
-                    describe(value)
+                    describe(value, "int32")
                 ));
             }
             Type::Quantity => *value = canonical_quantity(value)?,
@@ -233,7 +280,7 @@ impl Reader {
                 None => {
                     return Err(format!(
                         "json: cannot unmarshal {} into Go value of type string",
-                        describe(value)
+                        go_kind(value)
                     ));
                 }
             },
@@ -265,14 +312,12 @@ impl Reader {
 
     fn mismatch(&mut self, value: &Value, go_type: &str) {
         if self.mismatch.is_none() {
-            let place = match self.path.is_empty() {
-                true => "Go value".to_owned(),
-                false => format!("Go struct field .{}", self.path),
-            };
-            self.mismatch = Some(format!(
-                "json: cannot unmarshal {} into {place} of type {go_type}",
-                describe(value)
-            ));
+            self.mismatch = Some(Mismatch {
+                value: describe(value, go_type),
+                go_type: go_type.to_owned(),
+                holder: None,
+                fields: Vec::new(),
+            });
         }
     }
 }
@@ -293,30 +338,47 @@ fn canonical_quantity(value: &Value) -> Result<Value, Abort> {
         .map_err(|error| error.to_string())
 }
 
-/// A JSON value in Go's words.
-fn describe(value: &Value) -> String {
+/// A JSON value in Go's words. A number is told where another one would have fitted.
+fn describe(value: &Value, go_type: &str) -> String {
     match value {
-        Value::Null => "null".to_owned(),
-        Value::Bool(_) => "bool".to_owned(),
-        Value::Number(number)
-            if number.is_f64() || number.is_u64() && number.as_i64().is_none() =>
-        {
-            format!("number {number}")
-        }
-        Value::Number(_) => "number".to_owned(),
-        Value::String(_) => "string".to_owned(),
-        Value::Array(_) => "array".to_owned(),
-        Value::Object(_) => "object".to_owned(),
+        Value::Number(number) if go_type.starts_with("int") => format!("number {number}"),
+        value => go_kind(value).to_owned(),
     }
+}
+
+/// What Go's decoder calls a value.
+pub fn go_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+/// The name of a type without its package.
+fn simple_name(schema: &SchemaRef) -> &str {
+    schema
+        .definition()
+        .and_then(|name| name.rsplit('.').next())
+        .unwrap_or_default()
 }
 
 fn go_name(schema: &SchemaRef) -> String {
     match schema.kind_of_value() {
-        Type::Object => schema
-            .definition()
-            .and_then(|name| name.rsplit('.').next())
-            .unwrap_or("struct")
-            .to_owned(),
+        Type::Object => match schema.definition().map(|name| name.rsplitn(3, '.')) {
+            Some(mut parts) => {
+                let (name, package) = (parts.next(), parts.next());
+                format!(
+                    "{}.{}",
+                    package.unwrap_or_default(),
+                    name.unwrap_or_default()
+                )
+            }
+            None => "struct".to_owned(),
+        },
         Type::Map => "map[string]string".to_owned(),
         Type::List => "[]string".to_owned(),
         Type::String => "string".to_owned(),

@@ -28,7 +28,7 @@ mod strict;
 mod table;
 mod time;
 
-pub use decode::Decoded;
+pub use decode::{Decoded, go_kind};
 pub use fault::{Cause, Fault, FaultReason, Path, quote};
 pub use kind::{Kind, Subresource};
 pub use quantity::{Format, Quantity, QuantityError};

@@ -2,6 +2,7 @@
 //! cannot do without are not deleted.
 
 use super::{Admission, Operation};
+use crate::meta;
 use crate::status::Failure;
 
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
@@ -14,11 +15,15 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
     }
     let namespace = call.info.namespace.as_str();
     let namespaces = call.core.builtin("", "v1", "namespaces");
-    let Some(found) = call.core.read(namespaces, "", namespace) else {
+    let Some(found) = call.core.store().get(&namespaces.key("", namespace)) else {
         return Err(Failure::not_found(namespaces.name(), namespace));
     };
-    if found["status"]["phase"] != "Terminating" && found["metadata"]["deletionTimestamp"].is_null()
-    {
+    let facts = meta::facts(namespaces, &found);
+    let is_terminating = facts
+        .fields
+        .iter()
+        .any(|(field, value)| *field == "status.phase" && value == "Terminating");
+    if !is_terminating && !facts.is_leaving {
         return Ok(());
     }
     let message = format!("namespace {namespace} is being terminated");

@@ -10,13 +10,13 @@ use crate::handle::Call;
 use crate::options::WriteOptions;
 use crate::status::{Failure, FaultReason, fault, success};
 use crate::verbs::change::seconds;
-use crate::verbs::{answer, body, change};
+use crate::verbs::{answer, body, change, update};
 
 /// Binds the pod named by the path, or for `POST bindings` by the body.
 pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
     let options = WriteOptions::parse(&call.query, &call.headers, "CreateOptions", false)?;
-    let encoding = body::Encoding::of(&call.headers)?;
-    let binding = body::parse(&bytes, encoding, "Binding")?;
+    let kind = call.core.builtin_kind("", "v1", "Binding");
+    let mut binding = body::object_of(call, kind, &bytes, options.validation)?;
     let name = match (call.info.name.as_str(), metadata_str(&binding, "name")) {
         ("", name) => name.to_owned(),
         (name, given) if name == given => name.to_owned(),
@@ -26,6 +26,7 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
             ));
         }
     };
+    update::check_namespace(call, &mut binding)?;
     check_target(&binding)?;
     let node = binding["target"]["name"]
         .as_str()

@@ -9,19 +9,20 @@ use crate::handle::Call;
 use crate::options::{DeleteOptions, WriteOptions};
 use crate::status::{Failure, success};
 use crate::verbs::delete::delete_object;
-use crate::verbs::{answer, body};
+use crate::verbs::{answer, body, update};
 
 /// Deletes the pod with the options of the eviction, unless a budget has nothing left.
 pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
     let write = WriteOptions::parse(&call.query, &call.headers, "CreateOptions", false)?;
-    let encoding = body::Encoding::of(&call.headers)?;
-    let eviction = body::parse(&bytes, encoding, "Eviction")?;
+    let kind = call.core.builtin_kind("policy", "v1", "Eviction");
+    let mut eviction = body::object_of(call, kind, &bytes, write.validation)?;
     let given = crate::encode::metadata_str(&eviction, "name");
     if given != call.info.name {
         return Err(Failure::bad_request(
             "name in URL does not match name in Eviction object",
         ));
     }
+    update::check_namespace(call, &mut eviction)?;
     let pod = call
         .core
         .read(&call.resource, &call.info.namespace, &call.info.name)

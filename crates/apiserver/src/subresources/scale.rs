@@ -4,11 +4,11 @@ use http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
 use crate::Body;
-use crate::encode::{members, metadata_str};
-use crate::handle::{Call, read_body};
+use crate::encode::members;
+use crate::handle::{Call, Resource, read_body};
 use crate::options::WriteOptions;
 use crate::status::{Failure, FaultReason, fault};
-use crate::verbs::{answer, body, change, patch};
+use crate::verbs::{answer, body, change, patch, update};
 
 /// Reads or writes the scale of an object.
 pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Response<Body>, Failure> {
@@ -25,18 +25,30 @@ pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Respon
         Method::PUT => {
             let options = WriteOptions::parse(&call.query, &call.headers, "UpdateOptions", false)?;
             let bytes = read_body(request).await?;
-            let scale = body::parse(&bytes, body::Encoding::of(&call.headers)?, "Scale")?;
+            let scale = body::object_of(call, kind(call), &bytes, options.validation)?;
             write(call, &options, |_current| Ok(scale.clone())).await?
         }
         Method::PATCH => {
             let options = WriteOptions::parse(&call.query, &call.headers, "PatchOptions", false)?;
             let bytes = read_body(request).await?;
             let change = patch::Change::read(call, &bytes)?;
-            write(call, &options, |current| change.apply_plain(current)).await?
+            let duplicates = change.duplicates(call, &bytes, options.validation)?;
+            write(call, &options, |current| {
+                let patched = change.apply_plain(current)?;
+                let mut scale = patched.clone();
+                patch::complete(call, kind(call), &mut scale, &duplicates, &options)
+                    .map_err(|why| patch::misfit(&patched, why))?;
+                Ok(scale)
+            })
+            .await?
         }
         _ => return Err(Failure::method_not_allowed()),
     };
     Ok(answer::value(call, &scale_of(&object), StatusCode::OK))
+}
+
+fn kind(call: &Call) -> &Resource {
+    call.core.builtin_kind("autoscaling", "v1", "Scale")
 }
 
 async fn write(
@@ -45,14 +57,9 @@ async fn write(
     mut make: impl FnMut(&Value) -> Result<Value, Failure>,
 ) -> Result<Value, Failure> {
     let done = change::update(call, options, Some("scale"), |old| {
-        let scale = make(&scale_of(old))?;
-        let name = metadata_str(&scale, "name");
-        if !name.is_empty() && name != call.info.name {
-            return Err(Failure::bad_request(format!(
-                "the name of the object ({name}) does not match the name on the URL ({})",
-                call.info.name
-            )));
-        }
+        let mut scale = make(&scale_of(old))?;
+        update::check_name(call, &scale)?;
+        update::check_namespace(call, &mut scale)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             let fault = fault(

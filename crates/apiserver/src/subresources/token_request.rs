@@ -12,7 +12,7 @@ use crate::options::WriteOptions;
 use crate::status::{Failure, FaultReason, ResourceName, fault};
 use crate::token::{Bound, Claims, Reference};
 use crate::verbs::change::seconds;
-use crate::verbs::{answer, body};
+use crate::verbs::{answer, body, update};
 
 const GROUP: &str = "authentication.k8s.io";
 const SECONDS_DEFAULT: i64 = 3600;
@@ -26,8 +26,10 @@ const SECONDS_MOUNTED_GOOD: i64 = 365 * 24 * 3600;
 
 /// Answers a `TokenRequest` with a token.
 pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, Failure> {
-    WriteOptions::parse(&call.query, &call.headers, "CreateOptions", false)?;
-    let mut request = body::parse(&bytes, body::Encoding::of(&call.headers)?, "TokenRequest")?;
+    let options = WriteOptions::parse(&call.query, &call.headers, "CreateOptions", false)?;
+    let kind = call.core.builtin_kind(GROUP, "v1", "TokenRequest");
+    let mut request = body::object_of(call, kind, &bytes, options.validation)?;
+    check_metadata(call, &mut request)?;
     let account = call
         .core
         .read(&call.resource, &call.info.namespace, &call.info.name)
@@ -87,6 +89,22 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     }
     request["status"] = json!({"token": token, "expirationTimestamp": seconds(expires)});
     Ok(answer::value(call, &request, StatusCode::CREATED))
+}
+
+/// The request may say whose token it is about.
+fn check_metadata(call: &Call, request: &mut Value) -> Result<(), Failure> {
+    update::check_namespace(call, request)?;
+    let (wanted, given) = (&call.info.name, metadata_str(request, "name"));
+    if given.is_empty() || given == wanted {
+        return Ok(());
+    }
+    let fault = fault(
+        "metadata.name",
+        FaultReason::Invalid,
+        given,
+        "must match the service account name if specified",
+    );
+    Err(Failure::invalid(GROUP, "TokenRequest", wanted, &[fault]))
 }
 
 fn audiences(call: &Call, request: &Value) -> Vec<String> {

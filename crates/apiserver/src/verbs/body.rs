@@ -19,18 +19,28 @@ pub(crate) fn object(
     bytes: &Bytes,
     validation: FieldValidation,
 ) -> Result<Value, Failure> {
+    object_of(call, &call.resource, bytes, validation)
+}
+
+/// The same for a body of another kind than the resource's, as subresources have: a type that is not
+/// looked at would make what was meant look as if it were not there.
+pub(crate) fn object_of(
+    call: &Call,
+    resource: &Resource,
+    bytes: &Bytes,
+    validation: FieldValidation,
+) -> Result<Value, Failure> {
+    let kind = resource.kind;
     let encoding = Encoding::of(&call.headers)?;
-    let mut object = parse(bytes, encoding, call.resource.kind.kind())?;
-    set_types(call, &call.resource, &mut object)
-        .map_err(|wrong| wrong.refused(call.resource.kind.kind()))?;
+    let mut object = parse(bytes, encoding, kind.kind())?;
+    set_types(call, resource, &mut object).map_err(|wrong| wrong.refused(kind.kind()))?;
     let asks = validation != FieldValidation::Ignore;
     let read = match encoding {
         Encoding::Json if asks => Read::Json(bytes),
         Encoding::Yaml if asks => Read::Yaml(bytes),
         _ => Read::Patched(&[]),
     };
-    complete_read(call, &call.resource, &mut object, read, validation).map_err(|why| {
-        let kind = call.resource.kind;
+    complete_read(call, resource, &mut object, read, validation).map_err(|why| {
         Failure::bad_request(format!(
             "{} in version {} cannot be handled as a {}: {why}",
             kind.kind(),
@@ -153,9 +163,19 @@ pub(crate) fn parse(bytes: &[u8], encoding: Encoding, expected: &str) -> Result<
     })
 }
 
+/// The step at which what is no object is found out.
+const STEP: &str = "couldn't get version/kind; json parse error";
+
+/// Why another value is no object.
+pub(crate) fn not_an_object(value: &Value) -> String {
+    format!(
+        "{STEP}: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+        kinds::go_kind(value)
+    )
+}
+
 /// The body as a JSON object, or why it is none.
 pub(crate) fn read(bytes: &[u8], encoding: Encoding) -> Result<Value, String> {
-    const STEP: &str = "couldn't get version/kind; json parse error";
     let value: Value = match encoding {
         Encoding::Protobuf => protobuf::decode(bytes).map_err(|error| error.to_string())?,
         Encoding::Yaml => yaml::value(bytes).map_err(|error| format!("yaml: {error}"))?,
@@ -167,10 +187,7 @@ pub(crate) fn read(bytes: &[u8], encoding: Encoding) -> Result<Value, String> {
         // Go reads null into anything.
         Value::Null => return Ok(Value::Object(serde_json::Map::new())),
         other => {
-            return Err(format!(
-                "{STEP}: json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
-                go_kind(other)
-            ));
+            return Err(not_an_object(other));
         }
     };
     for name in ["kind", "apiVersion"] {
@@ -180,23 +197,11 @@ pub(crate) fn read(bytes: &[u8], encoding: Encoding) -> Result<Value, String> {
         if let Some(odd) = odd {
             return Err(format!(
                 "{STEP}: json: cannot unmarshal {} into Go struct field .{name} of type string",
-                go_kind(odd)
+                kinds::go_kind(odd)
             ));
         }
     }
     Ok(value)
-}
-
-/// What Go's decoder calls a value.
-pub(crate) fn go_kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "bool",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    }
 }
 
 /// What an error text shows of a body.

@@ -26,6 +26,8 @@ use crate::status::{self, Failure, ResourceName};
 
 /// How often a delete is tried against states that others keep changing.
 const TRIES: usize = 32;
+/// The type of the body of a delete.
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 /// Finalizer for "after its dependents".
 const FOREGROUND: &str = "foregroundDeletion";
 /// Finalizer for "without its dependents".
@@ -69,7 +71,7 @@ pub(crate) fn read_options(call: &Call, bytes: &Bytes) -> Result<DeleteOptions, 
         return DeleteOptions::parse(&call.query, None);
     }
     let encoding = body::Encoding::of(&call.headers)?;
-    let options = body::read(bytes, encoding).map_err(Failure::bad_request)?;
+    let mut options = body::read(bytes, encoding).map_err(Failure::bad_request)?;
     let kind = options["kind"].as_str().unwrap_or_default();
     if !matches!(kind, "" | "DeleteOptions") {
         let api_version = match options["apiVersion"].as_str().unwrap_or_default() {
@@ -82,12 +84,10 @@ pub(crate) fn read_options(call: &Call, bytes: &Bytes) -> Result<DeleteOptions, 
             kinds::quote(api_version)
         )));
     }
-    let seconds = &options["gracePeriodSeconds"];
-    if !seconds.is_null() && !seconds.is_i64() && !seconds.is_u64() {
-        return Err(Failure::bad_request(format!(
-            "json: cannot unmarshal {} into Go struct field DeleteOptions.gracePeriodSeconds of type int64",
-            body::go_kind(seconds)
-        )));
+    // What has the wrong type must not look as if it were not there: a dry run would delete.
+    let schema = kinds::definition(DELETE_OPTIONS).expect("the built-in definitions have it");
+    if let Some(error) = schema.decode(&mut options, None).error {
+        return Err(Failure::bad_request(error));
     }
     DeleteOptions::parse(&call.query, Some(&options))
 }

@@ -332,6 +332,22 @@ impl Joined {
             left: left as u64,
         }
     }
+
+    /// How many entries go into the next frame, and its length: no frame grows after it was made.
+    fn next_frame(&self) -> (usize, usize) {
+        let mut length = self.opening.as_ref().map_or(0, Bytes::len);
+        let mut count = 0;
+        for entry in self.entries.as_slice() {
+            let comma = usize::from(!(self.first && count == 0));
+            let item = comma + 1 + self.head.item(&entry.bytes).len();
+            if count > 0 && length + item > FRAME_BYTES {
+                return (count, length);
+            }
+            length += item;
+            count += 1;
+        }
+        (count, length + CLOSING.len())
+    }
 }
 
 impl http_body::Body for Joined {
@@ -345,23 +361,21 @@ impl http_body::Body for Joined {
         if self.left == 0 {
             return std::task::Poll::Ready(None);
         }
-        let capacity = usize::try_from(self.left)
-            .unwrap_or(FRAME_BYTES)
-            .min(FRAME_BYTES);
-        let mut frame = BytesMut::with_capacity(capacity);
-        if let Some(opening) = self.opening.take() {
+        let this = &mut *self;
+        let (count, length) = this.next_frame();
+        let mut frame = BytesMut::with_capacity(length);
+        if let Some(opening) = this.opening.take() {
             frame.put_slice(&opening);
         }
-        while frame.len() < FRAME_BYTES {
-            let Some(entry) = self.entries.next() else {
-                frame.put_slice(CLOSING);
-                break;
-            };
-            frame.put_slice(if self.first { b"{" } else { b",{" });
-            self.first = false;
-            frame.put_slice(self.head.item(&entry.bytes));
+        for entry in this.entries.by_ref().take(count) {
+            frame.put_slice(if this.first { b"{" } else { b",{" });
+            this.first = false;
+            frame.put_slice(this.head.item(&entry.bytes));
         }
-        self.left -= frame.len() as u64;
+        if this.entries.as_slice().is_empty() {
+            frame.put_slice(CLOSING);
+        }
+        this.left -= frame.len() as u64;
         std::task::Poll::Ready(Some(Ok(Frame::data(frame.freeze()))))
     }
 
@@ -376,7 +390,59 @@ impl http_body::Body for Joined {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_list_is_as_long_as_it_says_however_large_its_items_are() {
+        let check = async |sizes: &[usize]| {
+            let head = encode::Head::new("ConfigMap", "v1");
+            let entries: Vec<Arc<Entry<Meta>>> = sizes
+                .iter()
+                .map(|size| {
+                    let object = json!({"metadata": {"name": "x".repeat(*size)}});
+                    Arc::new(Entry {
+                        key: store::Key::new("configmaps", "default/x"),
+                        revision: store::Revision(1),
+                        bytes: head.body(&object).at(store::Revision(1)),
+                        meta: Meta::default(),
+                    })
+                })
+                .collect();
+            let items: Vec<String> = sizes
+                .iter()
+                .map(|size| {
+                    let name = "x".repeat(*size);
+                    format!(r#"{{"metadata":{{"resourceVersion":"1","name":"{name}"}}}}"#)
+                })
+                .collect();
+            let expected = format!("[{}]}}\n", items.join(","));
+            let mut body = Joined::new("[".into(), entries, head);
+            let length = http_body::Body::size_hint(&body).exact();
+            assert_eq!(length, Some(expected.len() as u64), "{sizes:?}");
+            let mut whole = Vec::new();
+            while let Some(frame) = body.frame().await {
+                let data = frame
+                    .map(Frame::into_data)
+                    .expect("cannot fail")
+                    .expect("data");
+                // Only what cannot be divided makes a frame larger.
+                let largest = sizes.iter().max().copied().unwrap_or_default();
+                assert!(
+                    data.len() <= FRAME_BYTES.max(largest + 100),
+                    "{}",
+                    data.len()
+                );
+                whole.extend_from_slice(&data);
+            }
+            assert!(whole == expected.as_bytes(), "{sizes:?}");
+        };
+        check(&[]).await;
+        check(&[1]).await;
+        check(&[700; 500]).await;
+        check(&[FRAME_BYTES, 1, 2 * FRAME_BYTES, 3, FRAME_BYTES - 1]).await;
+    }
 
     #[test]
     fn a_token_is_read_back_and_garbage_is_refused() {

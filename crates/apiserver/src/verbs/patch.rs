@@ -10,7 +10,7 @@ use super::managed::{Place, ignored};
 use super::{body, change, update, yaml};
 use crate::Body;
 use crate::encode::{members, metadata_str};
-use crate::handle::Call;
+use crate::handle::{Call, Resource};
 use crate::options::{FieldValidation, WriteOptions};
 use crate::status::{Failure, FaultReason, fault};
 
@@ -38,7 +38,7 @@ impl Change {
                     Value::Object(_) => Ok(Change::Apply(config)),
                     other => Err(format!(
                         "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
-                        body::go_kind(&other)
+                        kinds::go_kind(&other)
                     )),
                 })
                 .map_err(|error| Failure::bad_request(format!("error decoding YAML: {error}"))),
@@ -48,7 +48,7 @@ impl Change {
 
     /// Complaints of fields that stand twice in `bytes`, which this patch was read from: those of a
     /// configuration are made here, the others belong to the patched object.
-    fn duplicates(
+    pub(crate) fn duplicates(
         &self,
         call: &Call,
         bytes: &[u8],
@@ -142,7 +142,11 @@ fn json_patch(object: &mut Value, operations: &Value) -> Result<(), Failure> {
             tracing::debug!(%error, "JSON patch refused");
             Failure::rejected()
         }
-    })
+    })?;
+    if object.is_object() || object.is_array() {
+        return Ok(());
+    }
+    Err(Failure::rejected())
 }
 
 fn merge_patch(object: &mut Value, patch: &Value) -> Result<(), Failure> {
@@ -186,20 +190,12 @@ pub(crate) async fn through(
     }
     change::update(call, &options, sub, |old| {
         let mut new = patch.apply(call, old, &options, sub)?;
-        let completed = body::set_types(call, &call.resource, &mut new)
-            .map_err(|wrong| wrong.why)
-            .and_then(|()| {
-                let validation = options.validation;
-                body::complete_patched(call, &call.resource, &mut new, &duplicates, validation)
-            });
-        if let Err(why) = completed {
-            if applies {
-                return Err(not_converted(call, &why));
-            }
+        let done = complete(call, &call.resource, &mut new, &duplicates, &options);
+        match done {
+            Ok(()) => {}
+            Err(why) if applies => return Err(not_converted(call, &why)),
             // Patched again, because what is shown is the object before it was completed.
-            let shown = patch.apply(call, old, &options, sub)?.to_string();
-            let fault = fault("patch", FaultReason::Invalid, shown, why);
-            return Err(Failure::invalid("", "", "", &[fault]));
+            Err(why) => return Err(misfit(&patch.apply(call, old, &options, sub)?, why)),
         }
         update::check_name(call, &new)?;
         update::check_namespace(call, &mut new)?;
@@ -207,6 +203,27 @@ pub(crate) async fn through(
     })
     .await?
     .answer(call, StatusCode::OK)
+}
+
+/// Brings a patched object into the shape of its type, or says why it has none.
+pub(crate) fn complete(
+    call: &Call,
+    resource: &Resource,
+    object: &mut Value,
+    duplicates: &[String],
+    options: &WriteOptions,
+) -> Result<(), String> {
+    if !object.is_object() {
+        return Err(body::not_an_object(object));
+    }
+    body::set_types(call, resource, object).map_err(|wrong| wrong.why)?;
+    body::complete_patched(call, resource, object, duplicates, options.validation)
+}
+
+/// 422 of a patch that makes no object of the type.
+pub(crate) fn misfit(patched: &Value, why: String) -> Failure {
+    let fault = fault("patch", FaultReason::Invalid, patched.to_string(), why);
+    Failure::invalid("", "", "", &[fault])
 }
 
 /// 500 of an applied configuration whose values have other types than the kind says.

@@ -4,6 +4,7 @@ mod boundaries;
 mod deletes;
 mod house;
 mod identity;
+mod misfits;
 mod patches;
 mod proxies;
 mod reads;
