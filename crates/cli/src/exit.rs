@@ -1,5 +1,6 @@
 //! Exit codes and the last words before them.
 
+use crate::output::complain;
 use std::fmt;
 use std::process::ExitCode;
 
@@ -34,7 +35,7 @@ pub(crate) fn code_of(result: anyhow::Result<()>) -> ExitCode {
     if error.is::<Refused>() {
         return ExitCode::FAILURE;
     }
-    eprintln!("wharf: {error:#}");
+    complain!("wharf: {error:#}");
     if error.is::<Misuse>() {
         ExitCode::from(64)
     } else {

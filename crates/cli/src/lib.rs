@@ -15,6 +15,7 @@ pub mod control;
 mod exit;
 mod instance;
 mod kubeconfig;
+mod output;
 pub mod presence;
 mod table;
 

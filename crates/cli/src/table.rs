@@ -1,8 +1,10 @@
 //! Columns for people.
 
+use crate::output;
+
 /// Rows under a header, each column as wide as its widest cell, three blanks between.
 pub(crate) fn print(header: &[&str], rows: &[Vec<String>]) {
-    print!("{}", render(header, rows));
+    output::write(format_args!("{}", render(header, rows)));
 }
 
 fn render(header: &[&str], rows: &[Vec<String>]) -> String {

@@ -1,5 +1,6 @@
 //! `wharf doctor`: what this machine lacks, and what to do about it.
 
+use crate::output::say;
 use std::net::TcpListener;
 use std::path::Path;
 
@@ -47,7 +48,7 @@ pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<()> {
         disk(config),
     ];
     match format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&findings)?),
+        Format::Json => say!("{}", serde_json::to_string_pretty(&findings)?),
         Format::Text => {
             for finding in &findings {
                 let mark = match finding.verdict {
@@ -55,9 +56,9 @@ pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<()> {
                     Verdict::Warning => "warning",
                     Verdict::Failed => "FAILED ",
                 };
-                println!("{mark} {}: {}", finding.name, finding.found);
+                say!("{mark} {}: {}", finding.name, finding.found);
                 if let Some(advice) = &finding.advice {
-                    println!("        {advice}");
+                    say!("        {advice}");
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! `wharf down`: ends the server, every container, link, rule and cgroup. What is stored stays.
 
+use crate::output::say;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,12 +19,12 @@ const TIMEOUT_EXIT: Duration = Duration::from_secs(60);
 pub(super) fn run(program: &dyn Program, config: &Config, grace: Duration) -> anyhow::Result<()> {
     require_root("stop the cluster")?;
     if stop(program, config, grace)? {
-        println!(
+        say!(
             "Stopped. What is stored stays in {}; `wharf up` goes on with it.",
             config.instance.data_dir.display()
         );
     } else {
-        println!("Nothing was running.");
+        say!("Nothing was running.");
     }
     Ok(())
 }

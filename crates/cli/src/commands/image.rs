@@ -1,5 +1,6 @@
 //! `wharf image load|import|ls|rm`: the images on this machine, through the running server.
 
+use crate::output::{complain, say};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -28,7 +29,7 @@ pub(super) fn run(config: &Config, command: ImageCommand) -> anyhow::Result<()> 
                     .send_stream(&path, stream)
                     .await
                     .with_context(|| format!("import {}", archive.display()))?;
-                println!("{}", image.id);
+                say!("{}", image.id);
                 Ok(())
             }
             ImageCommand::Ls { output, quiet } => {
@@ -49,10 +50,10 @@ async fn load(control: &mut Control, archives: &[std::path::PathBuf]) -> anyhow:
             .with_context(|| format!("load {}", archive.display()))?;
         for image in images {
             if image.references.is_empty() {
-                println!("Loaded image ID: {}", image.id);
+                say!("Loaded image ID: {}", image.id);
             }
             for reference in image.references {
-                println!("Loaded image: {reference}");
+                say!("Loaded image: {reference}");
             }
         }
     }
@@ -78,13 +79,11 @@ async fn open(path: &Path) -> anyhow::Result<Box<dyn AsyncRead + Send + Sync + U
 
 fn list(images: &[ImageLine], output: Format, quiet: bool) -> anyhow::Result<()> {
     if output == Format::Json {
-        println!("{}", serde_json::to_string_pretty(images)?);
+        say!("{}", serde_json::to_string_pretty(images)?);
         return Ok(());
     }
     if quiet {
-        images
-            .iter()
-            .for_each(|image| println!("{}", short(&image.id)));
+        images.iter().for_each(|image| say!("{}", short(&image.id)));
         return Ok(());
     }
     let rows: Vec<Vec<String>> = images
@@ -119,14 +118,11 @@ async fn remove(control: &mut Control, images: &[String], force: bool) -> anyhow
                 removed
                     .untagged
                     .iter()
-                    .for_each(|name| println!("Untagged: {name}"));
-                removed
-                    .deleted
-                    .iter()
-                    .for_each(|id| println!("Deleted: {id}"));
+                    .for_each(|name| say!("Untagged: {name}"));
+                removed.deleted.iter().for_each(|id| say!("Deleted: {id}"));
             }
             Err(error) => {
-                eprintln!("wharf: remove {image}: {error:#}");
+                complain!("wharf: remove {image}: {error:#}");
                 refused = true;
             }
         }

@@ -1,6 +1,7 @@
 //! `wharf reset`: stops everything and deletes what was stored.
 
-use std::io::{BufRead, IsTerminal, Write};
+use crate::output::{self, complain, say};
+use std::io::{BufRead, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub(super) fn run(program: &dyn Program, config: &Config, yes: bool) -> anyhow::
     let directory = &config.instance.data_dir;
     if !directory.exists() {
         kubeconfig::remove(&config.kubeconfig, config.context())?;
-        println!("There is nothing in {}.", directory.display());
+        say!("There is nothing in {}.", directory.display());
         return Ok(());
     }
     if !directory.join("wharf.lock").exists() {
@@ -47,7 +48,7 @@ pub(super) fn run(program: &dyn Program, config: &Config, yes: bool) -> anyhow::
     // Stays if somebody keeps something of their own in it.
     let _ = std::fs::remove_dir(directory);
     kubeconfig::remove(&config.kubeconfig, config.context())?;
-    println!("Everything in {} is gone.", directory.display());
+    say!("Everything in {} is gone.", directory.display());
     Ok(())
 }
 
@@ -58,11 +59,10 @@ fn confirm(config: &Config) -> anyhow::Result<()> {
         )
         .into());
     }
-    eprint!(
+    output::write_error(format_args!(
         "This stops all containers and deletes every object, image, volume and log in {}. Type yes to go on: ",
         config.instance.data_dir.display()
-    );
-    std::io::stderr().flush().context("ask")?;
+    ));
     let mut answer = String::new();
     std::io::stdin()
         .lock()
@@ -71,7 +71,7 @@ fn confirm(config: &Config) -> anyhow::Result<()> {
     if answer.trim() == "yes" {
         return Ok(());
     }
-    eprintln!("Nothing was deleted.");
+    complain!("Nothing was deleted.");
     Err(Refused.into())
 }
 

@@ -5,6 +5,7 @@ use http::Method;
 use super::{block_on, require_root};
 use crate::args::Format;
 use crate::control::{Control, Ended, NotReady, State, Status};
+use crate::output::{self, say};
 use crate::{Config, Refused};
 
 pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<()> {
@@ -21,8 +22,8 @@ pub(super) fn run(config: &Config, format: Format) -> anyhow::Result<()> {
         }
     })?;
     match format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&status)?),
-        Format::Text => print!("{}", text(&status)),
+        Format::Json => say!("{}", serde_json::to_string_pretty(&status)?),
+        Format::Text => output::write(format_args!("{}", text(&status))),
     }
     if status.ready {
         Ok(())

@@ -4,6 +4,7 @@
 //! is polled; the end of the pipe without the word "ready" means that the server died, and then the
 //! end of its log says why.
 
+use crate::output::{complain, say};
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -44,7 +45,7 @@ pub(super) fn run(config: &Config) -> anyhow::Result<()> {
         };
     }
     merge(config)?;
-    println!(
+    say!(
         "The cluster is ready after {:.1} s: {}",
         started.elapsed().as_secs_f64(),
         config.server_url()
@@ -68,7 +69,7 @@ fn running(config: &Config) -> anyhow::Result<Option<Status>> {
                 pid: Some(pid),
                 ..
             }) => {
-                eprintln!("Waiting for the server that is stopping");
+                complain!("Waiting for the server that is stopping");
                 wait_for_exit(pid)?;
             }
             Presence::Answered(status) => return Ok(Some(status)),
@@ -92,10 +93,10 @@ fn print_running(config: &Config, status: &Status) -> anyhow::Result<()> {
             config.instance.log_file().display()
         );
     }
-    println!("wharf is already running (pid {pid}).");
+    say!("wharf is already running (pid {pid}).");
     let api = status.addresses.as_ref().map(|addresses| &addresses.api);
     if let Some(api) = api.filter(|api| **api != config.server_url()) {
-        println!(
+        say!(
             "Its API stays at {api}; to move it to {}, stop it first: wharf down",
             config.server_url()
         );
@@ -158,7 +159,7 @@ fn follow(config: &Config, server: &mut Child) -> anyhow::Result<()> {
         match serde_json::from_str(&line) {
             Ok(Progress::Step { message }) => match &spinner {
                 Some(spinner) => spinner.set_message(message),
-                None => eprintln!("{message}"),
+                None => complain!("{message}"),
             },
             Ok(Progress::Ready) => {
                 if let Some(spinner) = spinner {
@@ -167,7 +168,7 @@ fn follow(config: &Config, server: &mut Child) -> anyhow::Result<()> {
                 return Ok(());
             }
             Ok(Progress::Failed { message }) => bail!("{message}"),
-            Err(_) => eprintln!("{line}"),
+            Err(_) => complain!("{line}"),
         }
     }
     let status = server.wait().context("wait for the server")?;
@@ -192,7 +193,7 @@ fn log_tail(config: &Config, start: u64) -> String {
 }
 
 fn print_next(config: &Config) {
-    println!(
+    say!(
         "Context \"{}\" is current in {}.",
         config.context(),
         config.kubeconfig.display()
@@ -203,9 +204,9 @@ fn print_next(config: &Config) {
         _ => "",
     };
     if config.kubeconfig_is_where_kubectl_looks() {
-        println!("Next: {sudo}kubectl get nodes");
+        say!("Next: {sudo}kubectl get nodes");
     } else {
-        println!(
+        say!(
             "Next: {sudo}kubectl --kubeconfig {} get nodes",
             config.kubeconfig.display()
         );
