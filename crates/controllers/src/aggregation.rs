@@ -1,12 +1,18 @@
 //! A ClusterRole with an `aggregationRule` has the rules of all ClusterRoles that it selects.
 
+use std::sync::Arc;
+
 use informer::{Action, Informer, Queue};
 use k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule};
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::{Selector, SelectorExt};
 use serde_json::json;
 
+use crate::work::{Reconcile, work};
 use crate::{Context, claim, follow};
+
+/// The name under which this controller applies rules: upstream gives it one of its own.
+const FIELD_MANAGER: &str = "clusterrole-aggregation-controller";
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -19,59 +25,64 @@ enum Error {
     Write { role: String, source: kube::Error },
 }
 
+struct Controller {
+    client: kube::Client,
+    roles: Informer<ClusterRole>,
+}
+
 pub(crate) async fn run(context: Context) {
-    let roles = context.informers.of::<ClusterRole>();
-    roles.synced().await;
+    let controller = Arc::new(Controller {
+        client: context.client.clone(),
+        roles: context.informers.of(),
+    });
+    controller.roles.synced().await;
     let queue: Queue<String> = Queue::new();
     tokio::join!(
-        follow(roles.clone(), |_| {
+        follow(controller.roles.clone(), |_| {
             // Any role may be selected by any other; those that select are few.
-            for role in roles.list() {
+            for role in controller.roles.list() {
                 if role.aggregation_rule.is_some() {
                     queue.add(role.metadata.name.clone().unwrap_or_default());
                 }
             }
         }),
-        queue.clone().run(
-            "cluster role aggregation",
-            1,
-            |name| {
-                let (client, roles) = (context.client.clone(), roles.clone());
-                async move { aggregate(client, &roles, &name).await }
-            },
-            context.drain.clone(),
-        ),
+        work(&controller, &queue, &context.drain),
     );
 }
 
-async fn aggregate(
-    client: kube::Client,
-    roles: &Informer<ClusterRole>,
-    name: &str,
-) -> Result<Action, Error> {
-    let Some(role) = roles.get(None, name) else {
-        return Ok(Action::Done);
-    };
-    let all = roles.list();
-    let rules = rules_of(&role, all.iter().map(AsRef::as_ref))?;
-    if role.rules.as_deref().unwrap_or_default() == rules {
-        return Ok(Action::Done);
-    }
-    let patch = json!({"metadata": {"uid": role.metadata.uid}, "rules": rules});
-    let params = PatchParams {
-        field_manager: Some("clusterrole-aggregation-controller".to_owned()),
-        ..PatchParams::default()
-    };
-    let api: Api<ClusterRole> = Api::all(client);
-    match api.patch(name, &params, &Patch::Merge(&patch)).await {
-        Ok(written) => roles.caught_up_with(&written).await,
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(source) => {
-            let role = name.to_owned();
-            return Err(Error::Write { role, source });
+impl Reconcile for Controller {
+    type Key = String;
+    type Error = Error;
+    const NAME: &'static str = "cluster role aggregation";
+    const WORKERS: usize = 1;
+
+    async fn reconcile(&self, name: &String) -> Result<Action, Error> {
+        let Some(role) = self.roles.get(None, name) else {
+            return Ok(Action::Done);
+        };
+        let all = self.roles.list();
+        let rules = rules_of(&role, all.iter().map(AsRef::as_ref))?;
+        if role.rules.as_deref().unwrap_or_default() == rules {
+            return Ok(Action::Done);
         }
+        let applied = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": name, "uid": role.metadata.uid},
+            "rules": rules,
+        });
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let api: Api<ClusterRole> = Api::all(self.client.clone());
+        match api.patch(name, &params, &Patch::Apply(&applied)).await {
+            Ok(written) => self.roles.caught_up_with(&written).await,
+            // It is gone, or another has its name by now.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+            Err(source) => {
+                let role = name.to_owned();
+                return Err(Error::Write { role, source });
+            }
+        }
+        Ok(Action::Done)
     }
-    Ok(Action::Done)
 }
 
 /// The rules of the roles that `role` selects, by their names, each rule once.

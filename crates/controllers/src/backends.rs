@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use informer::{Change, Informer, Key, Queue};
+use informer::{Change, Informer, Key};
 use k8s_openapi::api::core::v1::{
     Container, ObjectReference, Pod, PodSpec, Service, ServicePort, ServiceSpec,
 };
@@ -80,17 +80,16 @@ pub(crate) fn addresses(pod: &Pod) -> Vec<&str> {
 pub(crate) async fn follow_services(
     services: &Informer<Service>,
     pods: &Informer<Pod>,
-    queue: &Queue<Key>,
+    look_at: impl Fn(Key),
 ) {
     // Which Services a pod is behind can be told only when they are known.
     services.synced().await;
     tokio::join!(
-        follow(services.clone(), |change| queue
-            .add(Key::of(&**change.object()))),
+        follow(services.clone(), |change| look_at(Key::of(
+            &**change.object()
+        ))),
         follow(pods.clone(), |change| {
-            for key in services_of(change, services) {
-                queue.add(key);
-            }
+            services_of(change, services).into_iter().for_each(&look_at);
         }),
     );
 }

@@ -6,101 +6,93 @@ use std::sync::Arc;
 
 use informer::{Action, Informer, Queue};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::api::{Api, ObjectMeta};
 
-use crate::{Context, FIELD_MANAGER, follow, service_account};
+use crate::work::{Reconcile, work};
+use crate::{Context, follow, service_account, writes};
 
 const NAME: &str = "kube-root-ca.crt";
 const DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using \
     internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is \
     guaranteed across distributions of Kubernetes clusters.";
 
+struct Controller {
+    client: kube::Client,
+    namespaces: Informer<Namespace>,
+    maps: Informer<ConfigMap>,
+    certificates: String,
+}
+
 pub(crate) async fn run(context: Context) {
-    let namespaces = context.informers.of::<Namespace>();
     let selector = format!("metadata.name={NAME}");
-    let maps = context.informers.of_fields::<ConfigMap>(&selector);
-    namespaces.synced().await;
-    maps.synced().await;
+    let controller = Arc::new(Controller {
+        client: context.client.clone(),
+        namespaces: context.informers.of(),
+        maps: context.informers.of_fields(&selector),
+        certificates: context.config.root_certificates.clone(),
+    });
+    controller.namespaces.synced().await;
+    controller.maps.synced().await;
     let queue: Queue<String> = Queue::new();
-    let certificates: Arc<str> = context.config.root_certificates.as_str().into();
     tokio::join!(
-        follow(namespaces.clone(), |change| {
+        follow(controller.namespaces.clone(), |change| {
             queue.add(change.object().metadata.name.clone().unwrap_or_default());
         }),
-        follow(maps.clone(), |change| {
-            queue.add(
-                change
-                    .object()
-                    .metadata
-                    .namespace
-                    .clone()
-                    .unwrap_or_default(),
-            );
+        follow(controller.maps.clone(), |change| {
+            let namespace = change.object().metadata.namespace.clone();
+            queue.add(namespace.unwrap_or_default());
         }),
-        queue.clone().run(
-            "root certificates",
-            8,
-            |namespace| {
-                let (client, namespaces) = (context.client.clone(), namespaces.clone());
-                let (maps, certificates) = (maps.clone(), certificates.clone());
-                async move {
-                    match service_account::is_active(&namespaces, &namespace) {
-                        true => publish(client, &maps, &namespace, &certificates).await,
-                        false => Ok(Action::Done),
-                    }
-                }
-            },
-            context.drain.clone(),
-        ),
+        work(&controller, &queue, &context.drain),
     );
 }
 
-async fn publish(
-    client: kube::Client,
-    maps: &Informer<ConfigMap>,
-    namespace: &str,
-    certificates: &str,
-) -> Result<Action, kube::Error> {
-    let data = BTreeMap::from([("ca.crt".to_owned(), certificates.to_owned())]);
-    let description = (
-        "kubernetes.io/description".to_owned(),
-        DESCRIPTION.to_owned(),
-    );
-    let params = PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    let api: Api<ConfigMap> = Api::namespaced(client, namespace);
-    let written = match maps.get(Some(namespace), NAME) {
-        Some(known) if known.data.as_ref() == Some(&data) => return Ok(Action::Done),
-        Some(known) => {
-            let mut map = (*known).clone();
-            map.data = Some(data);
-            map.metadata
-                .annotations
-                .get_or_insert_default()
-                .extend([description]);
-            api.replace(NAME, &params, &map).await
+impl Reconcile for Controller {
+    type Key = String;
+    type Error = kube::Error;
+    const NAME: &'static str = "root certificates";
+    const WORKERS: usize = 8;
+
+    async fn reconcile(&self, namespace: &String) -> Result<Action, kube::Error> {
+        if !service_account::is_active(&self.namespaces, namespace) {
+            return Ok(Action::Done);
         }
-        None => {
-            let map = ConfigMap {
-                metadata: ObjectMeta {
-                    name: Some(NAME.to_owned()),
-                    namespace: Some(namespace.to_owned()),
-                    annotations: Some(BTreeMap::from([description])),
-                    ..ObjectMeta::default()
-                },
-                data: Some(data),
-                ..ConfigMap::default()
-            };
-            api.create(&params, &map).await
+        let data = BTreeMap::from([("ca.crt".to_owned(), self.certificates.clone())]);
+        let description = (
+            "kubernetes.io/description".to_owned(),
+            DESCRIPTION.to_owned(),
+        );
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let written = match self.maps.get(Some(namespace), NAME) {
+            Some(known) if known.data.as_ref() == Some(&data) => return Ok(Action::Done),
+            Some(known) => {
+                let mut map = (*known).clone();
+                map.data = Some(data);
+                map.metadata
+                    .annotations
+                    .get_or_insert_default()
+                    .extend([description]);
+                api.replace(NAME, &writes::post(), &map).await
+            }
+            None => {
+                let map = ConfigMap {
+                    metadata: ObjectMeta {
+                        name: Some(NAME.to_owned()),
+                        namespace: Some(namespace.to_owned()),
+                        annotations: Some(BTreeMap::from([description])),
+                        ..ObjectMeta::default()
+                    },
+                    data: Some(data),
+                    ..ConfigMap::default()
+                };
+                api.create(&writes::post(), &map).await
+            }
+        };
+        match written {
+            Ok(written) => self.maps.caught_up_with(&written).await,
+            // The namespace has gone or is going.
+            Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {}
+            Err(error) => return Err(error),
         }
-    };
-    match written {
-        Ok(written) => maps.caught_up_with(&written).await,
-        // The namespace has gone or is going.
-        Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404) => {}
-        Err(error) => return Err(error),
+        Ok(Action::Done)
     }
-    Ok(Action::Done)
 }

@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 use informer::{Change, Index, Informer, Key, Object, Queue};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch};
 use kube::core::{Selector, SelectorExt};
 use serde_json::json;
 
-use crate::{FIELD_MANAGER, follow};
+use crate::{follow, writes};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -247,12 +247,9 @@ async fn write_reference<K>(
 where
     K: Object + kube::Resource<DynamicType = ()>,
 {
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
     let name = object.meta().name.as_deref().unwrap_or_default();
-    match objects.patch(name, &params, &Patch::Strategic(patch)).await {
+    let patch = Patch::Strategic(patch);
+    match objects.patch(name, &writes::patch(), &patch).await {
         Ok(written) => Ok(Some(written)),
         Err(kube::Error::Api(status)) if status.code == 404 || status.code == 422 => Ok(None),
         Err(error) => Err(error),

@@ -14,7 +14,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// A kind as discovery names it.
 #[derive(Clone, Debug)]
 pub(crate) struct Resource {
+    /// In the version that its group prefers.
     pub(crate) api: ApiResource,
+    /// All versions of its group.
+    pub(crate) versions: Vec<String>,
     pub(crate) namespaced: bool,
     pub(crate) verbs: Vec<String>,
 }
@@ -53,7 +56,8 @@ pub(crate) async fn when_known(context: &Context) -> Option<Vec<Resource>> {
 
 /// All kinds, each in the version that its group prefers.
 pub(crate) async fn resources(client: &kube::Client) -> Result<Vec<Resource>, kube::Error> {
-    let mut resources = of_list("", "v1", client.list_core_api_resources("v1").await?);
+    let core = client.list_core_api_resources("v1").await?;
+    let mut resources = of_list("", "v1", &["v1".to_owned()], core);
     for group in client.list_api_groups().await?.groups {
         let preferred = group.preferred_version.as_ref();
         let Some(version) = preferred.or(group.versions.first()) else {
@@ -62,12 +66,19 @@ pub(crate) async fn resources(client: &kube::Client) -> Result<Vec<Resource>, ku
         let list = client
             .list_api_group_resources(&version.group_version)
             .await?;
-        resources.extend(of_list(&group.name, &version.version, list));
+        let all = group.versions.iter().map(|known| known.version.clone());
+        let all: Vec<_> = all.collect();
+        resources.extend(of_list(&group.name, &version.version, &all, list));
     }
     Ok(resources)
 }
 
-fn of_list(group: &str, version: &str, list: APIResourceList) -> Vec<Resource> {
+fn of_list(
+    group: &str,
+    version: &str,
+    versions: &[String],
+    list: APIResourceList,
+) -> Vec<Resource> {
     let whole = list
         .resources
         .into_iter()
@@ -87,6 +98,7 @@ fn of_list(group: &str, version: &str, list: APIResourceList) -> Vec<Resource> {
                 kind: resource.kind,
                 plural: resource.name,
             },
+            versions: versions.to_vec(),
             namespaced: resource.namespaced,
             verbs: resource.verbs,
         }

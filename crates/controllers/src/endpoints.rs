@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use informer::{Action, EventType, Informer, Key, Queue, Recorder};
+use informer::{Action, Change, EventType, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Pod, Service,
 };
-use kube::api::{Api, DeleteParams, ObjectMeta, PostParams};
+use kube::api::{Api, ObjectMeta};
 
 use crate::backends::{self, Port};
 use crate::slices::write_trigger_time;
-use crate::{Context, FIELD_MANAGER, claim, follow, message_of, pods, rest};
+use crate::work::{Reconcile, work};
+use crate::writes::{self, message_of};
+use crate::{Context, claim, follow, pods, rest};
 
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
 const MANAGER: &str = "endpoint-controller";
@@ -20,7 +22,15 @@ const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 /// Addresses in one object; what is above is left out and said so.
 const ADDRESSES_MAX: usize = 1000;
 
-#[derive(Clone)]
+/// What is to be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Subject {
+    /// A Service, or Endpoints that are named like one.
+    Service(Key),
+    /// Endpoints whose Service has just been deleted.
+    Deserted(Key),
+}
+
 struct Controller {
     client: kube::Client,
     recorder: Recorder,
@@ -30,59 +40,73 @@ struct Controller {
 }
 
 pub(crate) async fn run(context: Context) {
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         client: context.client.clone(),
         recorder: context.recorder(),
         services: context.informers.of(),
         pods: context.informers.pods(),
         endpoints: context.informers.of(),
-    };
+    });
+    controller.services.synced().await;
+    controller.pods.synced().await;
     controller.endpoints.synced().await;
     let queue = Queue::new();
     tokio::join!(
-        backends::follow_services(&controller.services, &controller.pods, &queue),
-        follow(controller.endpoints.clone(), |change| queue
-            .add(Key::of(&**change.object()))),
-        async {
-            controller.services.synced().await;
-            controller.pods.synced().await;
-            let reconcile = |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            };
-            let queue = queue.clone();
-            queue
-                .run("endpoints", 16, reconcile, context.drain.clone())
-                .await;
-        },
+        backends::follow_services(&controller.services, &controller.pods, |key| {
+            queue.add(Subject::Service(key));
+        }),
+        follow(controller.services.clone(), |change| {
+            if let Change::Deleted(service) = change {
+                queue.add(Subject::Deserted(Key::of(&**service)));
+            }
+        }),
+        follow(controller.endpoints.clone(), |change| {
+            queue.add(Subject::Service(Key::of(&**change.object())));
+        }),
+        work(&controller, &queue, &context.drain),
     );
 }
 
-impl Controller {
-    async fn reconcile(&self, key: &Key) -> Result<Action, kube::Error> {
-        let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
+impl Reconcile for Controller {
+    type Key = Subject;
+    type Error = kube::Error;
+    const NAME: &'static str = "endpoints";
+    const WORKERS: usize = 16;
+
+    async fn reconcile(&self, subject: &Subject) -> Result<Action, kube::Error> {
+        let (Subject::Service(key) | Subject::Deserted(key)) = subject;
         let known = self.endpoints.get(Some(&key.namespace), &key.name);
-        if self.services.get(Some(&key.namespace), &key.name).is_none() {
-            // Endpoints have no owner reference; those that were made here go with their Service.
-            return match known {
-                Some(known) if is_ours(&known) => delete(&api, &key.name).await,
-                _ => Ok(Action::Done),
-            };
+        if self.services.get(Some(&key.namespace), &key.name).is_some() {
+            return self.keep(key, known.as_deref()).await;
         }
+        // Endpoints have no owner reference: they go with their Service all the same, whoever wrote
+        // them. Without having seen it go, only what was made here is known to have had one.
+        let was_seen = matches!(subject, Subject::Deserted(_));
+        if let Some(known) = known.filter(|known| was_seen || is_ours(known)) {
+            let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
+            let outcome = api
+                .delete(&key.name, &writes::delete(&known.metadata))
+                .await;
+            writes::deleted(outcome)?;
+        }
+        Ok(Action::Done)
+    }
+}
+
+impl Controller {
+    /// Writes the Endpoints of a Service, if they are looked after here and not as they should be.
+    async fn keep(&self, key: &Key, known: Option<&Endpoints>) -> Result<Action, kube::Error> {
         let Some(service) = backends::looked_after(&self.services, key) else {
             return Ok(Action::Done);
         };
         let pods = backends::pods_of(&service, &self.pods);
-        let Some(desired) = revise(&service, &pods, known.as_deref()) else {
+        let Some(desired) = revise(&service, &pods, known) else {
             return Ok(Action::Done);
         };
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        let written = match &known {
-            Some(_) => api.replace(&key.name, &params, &desired).await,
-            None => api.create(&params, &desired).await,
+        let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
+        let written = match known {
+            Some(_) => api.replace(&key.name, &writes::post(), &desired).await,
+            None => api.create(&writes::post(), &desired).await,
         };
         match written {
             Ok(written) => self.endpoints.caught_up_with(&written).await,
@@ -98,7 +122,7 @@ impl Controller {
                     "Failed to {verb} endpoint {}/{}: {text}",
                     key.namespace, key.name
                 );
-                let reference = known.as_deref().unwrap_or(&desired);
+                let reference = known.unwrap_or(&desired);
                 self.recorder
                     .event(reference, EventType::Warning, reason, message);
                 return Err(error);
@@ -113,13 +137,6 @@ impl Controller {
 fn is_ours(endpoints: &Endpoints) -> bool {
     let manager = claim::labels(&endpoints.metadata).get(MANAGED_BY);
     manager.is_some_and(|manager| manager == MANAGER)
-}
-
-async fn delete(api: &Api<Endpoints>, name: &str) -> Result<Action, kube::Error> {
-    match api.delete(name, &DeleteParams::default()).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Action::Done),
-        result => result.map(|_| Action::Done),
-    }
 }
 
 /// The Endpoints that a Service should have; `None` if it has them.
@@ -146,10 +163,13 @@ fn revise(service: &Service, pods: &[Arc<Pod>], known: Option<&Endpoints>) -> Op
         .as_ref()
         .map(|time| time.0);
     let trigger = match known {
-        Some(_) => pods
-            .iter()
-            .filter_map(|pod| backends::changed_at(pod))
-            .max(),
+        Some(known) => {
+            let is_announced =
+                |pod: &Pod| backends::publishes_not_ready(service) || pods::is_ready(pod);
+            let is_news = |pod: &&Arc<Pod>| told(known, pod) != Some(is_announced(pod));
+            let news = pods.iter().filter(is_news);
+            news.filter_map(|pod| backends::changed_at(pod)).min()
+        }
         None => made,
     };
     let mut desired = known.cloned().unwrap_or_else(|| Endpoints {
@@ -170,6 +190,19 @@ fn revise(service: &Service, pods: &[Arc<Pod>], known: Option<&Endpoints>) -> Op
         annotations.remove(OVER_CAPACITY);
     }
     Some(desired)
+}
+
+/// What Endpoints say of a pod: whether it is ready, if it is among them.
+fn told(endpoints: &Endpoints, pod: &Pod) -> Option<bool> {
+    let is_it = |address: &EndpointAddress| {
+        let target = address.target_ref.as_ref();
+        target.is_some_and(|target| target.uid == pod.metadata.uid)
+    };
+    endpoints.subsets.iter().flatten().find_map(|subset| {
+        let ready = subset.addresses.iter().flatten().any(is_it);
+        let not_ready = subset.not_ready_addresses.iter().flatten().any(is_it);
+        (ready || not_ready).then_some(ready)
+    })
 }
 
 /// One subset per set of ports, and whether addresses had to be left out.

@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use informer::{Action, EventType, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice};
+use k8s_openapi::api::discovery::v1::{
+    Endpoint, EndpointConditions, EndpointHints, EndpointPort, EndpointSlice, ForNode, ForZone,
+};
 use kube::api::ObjectMeta;
 
 use crate::backends::{self, Port};
 use crate::slices::{
     self, Changes, MANAGED_BY, SERVICE_NAME, Slices, endpoints_of, same_ports, write_trigger_time,
 };
+use crate::work::{Reconcile, work};
 use crate::{Context, claim, follow, pods, rest};
 
 const KEEPER: &str = "endpointslice-controller.k8s.io";
@@ -22,7 +25,6 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 /// Endpoints in one slice.
 const SLICE_MAX: usize = 100;
 
-#[derive(Clone)]
 struct Controller {
     recorder: Recorder,
     services: Informer<Service>,
@@ -32,39 +34,35 @@ struct Controller {
 }
 
 pub(crate) async fn run(context: Context) {
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         recorder: context.recorder(),
         services: context.informers.of(),
         pods: context.informers.pods(),
         nodes: context.informers.of(),
         slices: Slices::new(&context, KEEPER),
-    };
+    });
+    controller.services.synced().await;
+    controller.pods.synced().await;
     controller.nodes.synced().await;
     controller.slices.cache.synced().await;
     let queue = Queue::new();
     tokio::join!(
-        backends::follow_services(&controller.services, &controller.pods, &queue),
+        backends::follow_services(&controller.services, &controller.pods, |key| queue.add(key)),
         follow(controller.slices.cache.clone(), |change| {
             if let Some(key) = controller.slices.service_of(change.object()) {
                 queue.add(key);
             }
         }),
-        async {
-            controller.services.synced().await;
-            controller.pods.synced().await;
-            let reconcile = |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            };
-            let queue = queue.clone();
-            queue
-                .run("endpoint slices", 16, reconcile, context.drain.clone())
-                .await;
-        },
+        work(&controller, &queue, &context.drain),
     );
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    type Key = Key;
+    type Error = slices::Error;
+    const NAME: &'static str = "endpoint slices";
+    const WORKERS: usize = 16;
+
     async fn reconcile(&self, key: &Key) -> Result<Action, slices::Error> {
         // The slices of a Service that is gone go with it, by their owner reference.
         let Some(service) = backends::looked_after(&self.services, key) else {
@@ -215,20 +213,58 @@ fn endpoint_of(
 ) -> Endpoint {
     let serving = pods::is_ready(pod);
     let terminating = pod.metadata.deletion_timestamp.is_some();
+    let ready = backends::publishes_not_ready(service) || (serving && !terminating);
     let node = pods::node_name(pod);
+    let zone = node.and_then(zone);
     Endpoint {
         addresses: vec![address.to_owned()],
         conditions: Some(EndpointConditions {
-            ready: Some(backends::publishes_not_ready(service) || (serving && !terminating)),
+            ready: Some(ready),
             serving: Some(serving),
             terminating: Some(terminating),
         }),
+        hints: hints_of(service, node, zone.as_deref()).filter(|_| ready),
         hostname: backends::hostname_of(service, pod),
         node_name: node.map(str::to_owned),
         target_ref: Some(backends::reference_to(pod)),
-        zone: node.and_then(zone),
+        zone,
         ..Endpoint::default()
     }
+}
+
+/// Who should use an endpoint, where the Service wants its traffic to stay near: those of the same
+/// zone, or of the same node. An endpoint of which that is not known is for nobody in particular.
+fn hints_of(service: &Service, node: Option<&str>, zone: Option<&str>) -> Option<EndpointHints> {
+    let wanted = service.spec.as_ref()?.traffic_distribution.as_deref()?;
+    let for_zones = || {
+        Some(vec![ForZone {
+            name: zone?.to_owned(),
+        }])
+    };
+    let for_nodes = || {
+        Some(vec![ForNode {
+            name: node?.to_owned(),
+        }])
+    };
+    let hints = match wanted {
+        "PreferClose" | "PreferSameZone" => EndpointHints {
+            for_zones: for_zones(),
+            for_nodes: None,
+        },
+        "PreferSameNode" => EndpointHints {
+            for_zones: for_zones(),
+            for_nodes: for_nodes(),
+        },
+        _ => EndpointHints::default(),
+    };
+    (hints != EndpointHints::default()).then_some(hints)
+}
+
+fn serves(endpoint: &Endpoint) -> bool {
+    let conditions = endpoint.conditions.as_ref();
+    conditions
+        .and_then(|conditions| conditions.serving)
+        .unwrap_or_default()
 }
 
 fn target_uid(endpoint: &Endpoint) -> Option<&str> {
@@ -298,7 +334,7 @@ fn revise(
     Some(revised)
 }
 
-/// Notes on each slice that is written when the first of the changes in it came about: a pod became
+/// Notes on each slice that is written when the first of the changes in it came about: a pod came, became
 /// ready or ceased to be, or the Service was made.
 fn set_trigger_time(
     changes: &mut Changes,
@@ -312,9 +348,10 @@ fn set_trigger_time(
         .collect();
     let by_uid: HashMap<_, _> = pods.iter().map(|pod| (&pod.metadata.uid, pod)).collect();
     for slice in changes.create.iter_mut().chain(&mut changes.update) {
-        let new = endpoints_of(slice)
-            .iter()
-            .filter(|endpoint| before.get(&target_uid(endpoint)) != Some(endpoint));
+        let new = endpoints_of(slice).iter().filter(|endpoint| {
+            let known = before.get(&target_uid(endpoint));
+            known.is_none_or(|known| serves(known) != serves(endpoint))
+        });
         let times = new.filter_map(|endpoint| {
             let uid = &endpoint.target_ref.as_ref()?.uid;
             backends::changed_at(by_uid.get(uid)?)
@@ -331,6 +368,8 @@ fn set_trigger_time(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
     use serde_json::{Value, json};
 
     use super::*;
@@ -460,10 +499,45 @@ mod tests {
             annotations.get(backends::TRIGGER_TIME).cloned()
         };
         assert_eq!(time(&known[0]).as_deref(), Some("2026-01-01T00:00:00Z"));
+        // That a pod which serves is to go is not a change that anybody measures.
+        let mut going = (*pods[0]).clone();
+        going.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+        pods[0] = Arc::new(going);
+        let mut changes = arrange(&service, &pods, &known, &no_zone);
+        set_trigger_time(&mut changes, &service, &pods, &known);
+        assert_eq!(changes.update.len(), 1);
+        carry_out(&mut known, changes, &mut number);
+        assert_eq!(time(&known[0]), None);
         pods.clear();
         let mut changes = arrange(&service, &pods, &known, &no_zone);
         set_trigger_time(&mut changes, &service, &pods, &known);
         carry_out(&mut known, changes, &mut number);
         assert_eq!(time(&known[0]), None);
+    }
+
+    #[test]
+    fn traffic_that_is_to_stay_near_is_told_where_it_belongs() {
+        let check = |wanted: &str, ready: bool, zone: Option<&str>, expected: Value| {
+            let mut service = service(json!([{"port": 80}]));
+            service.spec.get_or_insert_default().traffic_distribution = Some(wanted.to_owned());
+            let zone = |_: &str| zone.map(str::to_owned);
+            let changes = arrange(&service, &[pod(1, 80, ready)], &[], &zone);
+            let hints = &endpoints_of(&changes.create[0])[0].hints;
+            assert_eq!(json!(hints), expected, "{wanted}");
+        };
+        let near = json!({"forZones": [{"name": "a"}]});
+        check("PreferClose", true, Some("a"), near.clone());
+        check("PreferSameZone", true, Some("a"), near);
+        check("PreferSameZone", true, None, Value::Null);
+        check("PreferSameZone", false, Some("a"), Value::Null);
+        let nearest = json!({"forNodes": [{"name": "node-1"}], "forZones": [{"name": "a"}]});
+        check("PreferSameNode", true, Some("a"), nearest);
+        check(
+            "PreferSameNode",
+            true,
+            None,
+            json!({"forNodes": [{"name": "node-1"}]}),
+        );
+        check("", true, Some("a"), Value::Null);
     }
 }

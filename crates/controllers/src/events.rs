@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Event;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, DeleteParams, ListParams, Preconditions};
+use kube::api::{Api, ListParams};
 use tracing::debug;
 
-use crate::{Clock, Context};
+use crate::{Clock, Context, writes};
 
 /// Events per request.
 const PAGE: u32 = 500;
@@ -96,22 +96,14 @@ fn last_written(event: &Event) -> Option<Timestamp> {
 async fn delete(client: &kube::Client, event: &Event) -> Result<(), kube::Error> {
     let meta = &event.metadata;
     let namespace = meta.namespace.as_deref().unwrap_or("default");
-    let params = DeleteParams {
-        preconditions: Some(Preconditions {
-            uid: meta.uid.clone(),
-            // Written again meanwhile: then it has not expired.
-            resource_version: meta.resource_version.clone(),
-        }),
-        ..DeleteParams::default()
-    };
-    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
-    match events
-        .delete(meta.name.as_deref().unwrap_or_default(), &params)
-        .await
-    {
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-        result => result.map(drop),
+    let mut params = writes::delete(meta);
+    if let Some(preconditions) = &mut params.preconditions {
+        // Written again meanwhile: then it has not expired.
+        preconditions.resource_version = meta.resource_version.clone();
     }
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let name = meta.name.as_deref().unwrap_or_default();
+    writes::deleted(events.delete(name, &params).await)
 }
 
 #[cfg(test)]

@@ -2,21 +2,24 @@
 //!
 //! How long a pod may stay is worked out in [`stay`].
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
-use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
+use informer::{Action, Change, EventType, Index, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Taint, Toleration};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::json;
+use objects::tolerates;
+use parking_lot::Mutex;
 
+use crate::disruption::{Disruption, disrupt};
 use crate::nodes::NO_EXECUTE;
-use crate::{Clock, Context, FIELD_MANAGER, follow, pods};
+use crate::work::{Reconcile, work};
+use crate::{Clock, Context, follow, pods, writes};
 
 /// The name that events give for this, though it acts with the rights of `node-controller`.
 const NAME: &str = "taint-eviction-controller";
 
-#[derive(Clone)]
 struct Controller {
     client: kube::Client,
     now: Clock,
@@ -24,29 +27,27 @@ struct Controller {
     nodes: Informer<Node>,
     pods: Informer<Pod>,
     pods_by_node: Index<Pod>,
+    /// Pods whose time on their node is limited. Only what is said of them depends on it.
+    to_go: Mutex<HashSet<Key>>,
 }
 
 pub(crate) async fn run(context: Context) {
     let pods = context.informers.pods();
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         client: context.client.clone(),
         now: context.config.now.clone(),
         recorder: Recorder::new(context.client.clone(), NAME, None, context.drain.clone()),
         nodes: context.informers.of(),
-        pods_by_node: pods.index_by("node", |pod| {
-            pods::node_name(pod)
-                .map(str::to_owned)
-                .into_iter()
-                .collect()
-        }),
+        pods_by_node: pods::by_node(&pods),
         pods: pods.clone(),
-    };
+        to_go: Mutex::default(),
+    });
     controller.nodes.synced().await;
     controller.pods.synced().await;
     let queue: Queue<Key> = Queue::new();
     tokio::join!(
         follow(controller.nodes.clone(), |change| {
-            let informer::Change::Applied { new: node, old } = change else {
+            let Change::Applied { new: node, old } = change else {
                 return;
             };
             if old.as_ref().is_none_or(|old| taints(old) != taints(node)) {
@@ -57,7 +58,8 @@ pub(crate) async fn run(context: Context) {
             }
         }),
         follow(pods, |change| {
-            let informer::Change::Applied { new: pod, old } = change else {
+            let Change::Applied { new: pod, old } = change else {
+                controller.to_go.lock().remove(&Key::of(&**change.object()));
                 return;
             };
             let place = |pod: &Pod| pods::node_name(pod).map(str::to_owned);
@@ -66,15 +68,7 @@ pub(crate) async fn run(context: Context) {
                 queue.add(Key::of(&**pod));
             }
         }),
-        queue.clone().run(
-            "eviction",
-            8,
-            |key| {
-                let controller = controller.clone();
-                async move { controller.keep_pod(&key).await }
-            },
-            context.drain.clone(),
-        ),
+        work(&controller, &queue, &context.drain),
     );
 }
 
@@ -84,9 +78,15 @@ fn taints(node: &Node) -> &[Taint] {
         .unwrap_or_default()
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    type Key = Key;
+    type Error = kube::Error;
+    const NAME: &'static str = "eviction";
+    const WORKERS: usize = 8;
+
     /// Evicts a pod when it has been longer on a tainted node than it tolerates.
-    async fn keep_pod(&self, key: &Key) -> Result<Action, kube::Error> {
+    async fn reconcile(&self, key: &Key) -> Result<Action, kube::Error> {
+        let was_to_go = self.to_go.lock().remove(key);
         let Some(pod) = self.pods.get(Some(&key.namespace), &key.name) else {
             return Ok(Action::Done);
         };
@@ -99,64 +99,49 @@ impl Controller {
             .and_then(|spec| spec.tolerations.as_deref())
             .unwrap_or_default();
         match stay(taints(&node), tolerations, (self.now)()) {
-            Stay::ForEver => Ok(Action::Done),
-            Stay::For(time) => Ok(Action::After(time)),
+            Stay::ForEver => {
+                if was_to_go {
+                    self.say(key, format!("Cancelling deletion of Pod {key}"));
+                }
+                Ok(Action::Done)
+            }
+            Stay::For(time) => {
+                self.to_go.lock().insert(key.clone());
+                Ok(Action::After(time))
+            }
             Stay::NoLonger => {
                 self.evict(&pod).await?;
                 Ok(Action::Done)
             }
         }
     }
+}
 
-    async fn evict(&self, pod: &Pod) -> Result<(), kube::Error> {
-        let key = Key::of(pod);
-        let message = format!("Marking for deletion Pod {key}");
+impl Controller {
+    /// Says something of a pod, which may be gone by now.
+    fn say(&self, key: &Key, message: String) {
         let regarding = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
-            namespace: pod.metadata.namespace.clone(),
-            name: pod.metadata.name.clone(),
+            namespace: Some(key.namespace.to_string()),
+            name: Some(key.name.to_string()),
             ..ObjectReference::default()
         };
         let normal = EventType::Normal;
         self.recorder
             .event_on(regarding, normal, "TaintManagerEviction", None, message);
-        let now = Timestamp::from_second((self.now)().as_second()).unwrap_or_default();
-        let patch = json!({
-            "metadata": {"uid": pod.metadata.uid},
-            "status": {"conditions": [{
-                "type": "DisruptionTarget",
-                "status": "True",
-                "reason": "DeletionByTaintManager",
-                "message": "Taint manager: deleting due to NoExecute taint",
-                "lastProbeTime": null,
-                "lastTransitionTime": now,
-                "observedGeneration": pod.metadata.generation,
-            }]},
-        });
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
+    }
+
+    async fn evict(&self, pod: &Pod) -> Result<(), kube::Error> {
+        let key = Key::of(pod);
+        self.say(&key, format!("Marking for deletion Pod {key}"));
+        let message = "Taint manager: deleting due to NoExecute taint";
+        let disruption = Disruption {
+            target: Some(("DeletionByTaintManager", message)),
+            fails: false,
         };
-        match api
-            .patch_status(&key.name, &params, &Patch::Strategic(&patch))
-            .await
-        {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-            result => drop(result?),
-        }
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
-        };
-        match api.delete(&key.name, &params).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            result => result.map(drop),
-        }
+        let params = writes::delete(&pod.metadata);
+        disrupt(&self.client, pod, &disruption, &params, (self.now)()).await
     }
 }
 
@@ -194,26 +179,10 @@ fn stay(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Stay {
     }
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect || !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref() {
-        Some("Exists") => true,
-        None | Some("" | "Equal") => {
-            let value = toleration.value.as_deref().unwrap_or_default();
-            !key.is_empty() && value == taint.value.as_deref().unwrap_or_default()
-        }
-        Some(_) => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use serde_json::Value;
+    use serde_json::{Value, json};
 
     use super::*;
 

@@ -7,24 +7,27 @@
 //!   orphan (finalizer orphan)                    lose their reference to it, and stay
 //! ```
 //!
-//! Every kind that discovery names is followed by the metadata of its objects. What is remembered on top of the caches is one entry per
-//! owner reference, by the owner's uid; whether an owner is still there is looked up in the cache of
-//! its kind, and asked of the server before anything is deleted for its absence.
+//! Every kind that discovery names is followed by the metadata of its objects. What is remembered on
+//! top of the caches is one entry per owner reference, by the owner's uid; whether an owner is still
+//! there is looked up in the cache of its kind, and asked of the server before anything is deleted for
+//! its absence.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use informer::{Action, Key, Queue};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::api::{Api, DeleteParams, Patch, PropagationPolicy};
 use kube::core::DynamicObject;
 use parking_lot::Mutex;
 use serde_json::json;
 use tracing::warn;
 
+use crate::Context;
 use crate::discovery::{self, Resource};
 use crate::metadata::{self, Cache, Step};
-use crate::{Context, FIELD_MANAGER};
+use crate::work::{Reconcile, work};
+use crate::writes::{self, is_not_found};
 
 const FOREGROUND: &str = "foregroundDeletion";
 const ORPHAN: &str = "orphan";
@@ -99,14 +102,7 @@ pub(crate) async fn run(context: Context) {
         let note = move |step: &Step<'_>| collector.note(index, step);
         following.spawn(kind.cache.follow(Box::new(note)));
     }
-    let queue = collector.queue.clone();
-    let reconcile = |task| {
-        let collector = collector.clone();
-        async move { collector.carry_out(&task).await }
-    };
-    queue
-        .run("garbage", 20, reconcile, context.drain.clone())
-        .await;
+    work(&collector, &collector.queue, &context.drain).await;
 }
 
 fn owners(meta: &ObjectMeta) -> &[OwnerReference] {
@@ -125,6 +121,22 @@ fn waits_with(meta: &ObjectMeta, finalizer: &str) -> bool {
 fn has_finalizer(meta: &ObjectMeta, finalizer: &str) -> bool {
     let mut finalizers = meta.finalizers.iter().flatten();
     finalizers.any(|known| known == finalizer)
+}
+
+impl Reconcile for Collector {
+    type Key = Task;
+    type Error = Error;
+    const NAME: &'static str = "garbage";
+    const WORKERS: usize = 20;
+
+    async fn reconcile(&self, task: &Task) -> Result<Action, Error> {
+        match task {
+            Task::Check(item) => self.check(item).await?,
+            Task::Foreground(item) => self.finish_foreground(item).await?,
+            Task::Orphan(item) => self.orphan(item).await?,
+        }
+        Ok(Action::Done)
+    }
 }
 
 impl Collector {
@@ -204,27 +216,22 @@ impl Collector {
 
     /// Where an owner is to be found: in the namespace of its dependent, or in none.
     fn item_of(&self, owner: &OwnerReference, namespace: &str) -> Option<Item> {
-        let group = owner
-            .api_version
-            .rsplit_once('/')
-            .map_or("", |(group, _)| group);
+        let (group, version) = match owner.api_version.split_once('/') {
+            Some((group, version)) => (group, version),
+            None => ("", owner.api_version.as_str()),
+        };
+        // Of a version that there is not, nobody can say whether the owner is still there.
         let kind = self.kinds.iter().position(|kind| {
-            kind.resource.api.group == group && kind.resource.api.kind == owner.kind
+            let resource = &kind.resource;
+            resource.api.group == group
+                && resource.api.kind == owner.kind
+                && resource.versions.iter().any(|known| known == version)
         })?;
         let namespaced = self.kinds[kind].resource.namespaced;
         Some(Item {
             kind,
             key: Key::new(if namespaced { namespace } else { "" }, &owner.name),
         })
-    }
-
-    async fn carry_out(&self, task: &Task) -> Result<Action, Error> {
-        match task {
-            Task::Check(item) => self.check(item).await?,
-            Task::Foreground(item) => self.finish_foreground(item).await?,
-            Task::Orphan(item) => self.orphan(item).await?,
-        }
-        Ok(Action::Done)
     }
 
     async fn check(&self, item: &Item) -> Result<(), Error> {
@@ -385,14 +392,11 @@ impl Collector {
     ) -> Result<(), Error> {
         fields["uid"] = json!(meta.uid);
         fields["resourceVersion"] = json!(meta.resource_version);
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
         let patch = Patch::Merge(json!({ "metadata": fields }));
-        match self.api(item).patch(&item.key.name, &params, &patch).await {
+        let api = self.api(item);
+        match api.patch(&item.key.name, &writes::patch(), &patch).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
             Err(source) => Err(Error::Write {
                 object: self.named(item),
                 source,
@@ -408,21 +412,13 @@ impl Collector {
     ) -> Result<(), Error> {
         let params = DeleteParams {
             propagation_policy: Some(policy),
-            preconditions: Some(Preconditions {
-                uid: meta.uid.clone(),
-                resource_version: None,
-            }),
-            ..DeleteParams::default()
+            ..writes::delete(meta)
         };
-        match self.api(item).delete(&item.key.name, &params).await {
-            Ok(_) => Ok(()),
-            // Gone, or another object by now.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            Err(source) => Err(Error::Delete {
-                object: self.named(item),
-                source,
-            }),
-        }
+        let outcome = self.api(item).delete(&item.key.name, &params).await;
+        writes::deleted(outcome).map_err(|source| Error::Delete {
+            object: self.named(item),
+            source,
+        })
     }
 
     fn api(&self, item: &Item) -> Api<DynamicObject> {

@@ -22,6 +22,7 @@ mod certificates;
 mod claim;
 mod deployment;
 mod discovery;
+mod disruption;
 mod endpoints;
 mod endpointslice;
 mod events;
@@ -36,6 +37,8 @@ mod pods;
 mod replicaset;
 mod service_account;
 mod slices;
+mod work;
+mod writes;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -84,9 +87,6 @@ impl Config {
         }
     }
 }
-
-/// The name under which all controllers write fields, as upstream's.
-const FIELD_MANAGER: &str = "kube-controller-manager";
 
 /// What a controller works with.
 #[derive(Clone)]
@@ -197,24 +197,4 @@ async fn rest(summed_up: usize) {
     let each =
         Duration::from_micros(20).saturating_mul(u32::try_from(summed_up).unwrap_or(u32::MAX));
     tokio::time::sleep(Duration::from_millis(5) + each).await;
-}
-
-/// Whether a write was refused because its namespace is going away: nothing can be made there, and it
-/// need not be said.
-fn is_namespace_terminating(error: &kube::Error) -> bool {
-    let kube::Error::Api(status) = error else {
-        return false;
-    };
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    causes
-        .into_iter()
-        .any(|cause| cause.reason == "NamespaceTerminating")
-}
-
-/// What went wrong with a write, in the server's own words where it has said any.
-fn message_of(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }

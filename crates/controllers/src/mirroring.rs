@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointPort
 use kube::api::ObjectMeta;
 
 use crate::slices::{self, Changes, MANAGED_BY, SERVICE_NAME, Slices};
+use crate::work::{Reconcile, work};
 use crate::{Context, backends, claim, follow};
 
 const KEEPER: &str = "endpointslicemirroring-controller.k8s.io";
@@ -29,7 +30,6 @@ const NOT_COPIED: [&str; 2] = [
 /// Addresses of one subset that are mirrored; what is above is left out.
 const ADDRESSES_MAX: usize = 1000;
 
-#[derive(Clone)]
 struct Controller {
     recorder: Recorder,
     services: Informer<Service>,
@@ -38,12 +38,12 @@ struct Controller {
 }
 
 pub(crate) async fn run(context: Context) {
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         recorder: context.recorder(),
         services: context.informers.of(),
         endpoints: context.informers.of(),
         slices: Slices::new(&context, KEEPER),
-    };
+    });
     controller.services.synced().await;
     controller.endpoints.synced().await;
     controller.slices.cache.synced().await;
@@ -58,19 +58,16 @@ pub(crate) async fn run(context: Context) {
                 queue.add(key);
             }
         }),
-        queue.clone().run(
-            "mirroring",
-            4,
-            |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            },
-            context.drain.clone(),
-        ),
+        work(&controller, &queue, &context.drain),
     );
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    type Key = Key;
+    type Error = slices::Error;
+    const NAME: &'static str = "mirroring";
+    const WORKERS: usize = 4;
+
     async fn reconcile(&self, key: &Key) -> Result<Action, slices::Error> {
         let endpoints = self.endpoints.get(Some(&key.namespace), &key.name);
         let service = self.services.get(Some(&key.namespace), &key.name);

@@ -5,6 +5,7 @@
 //! or its finalizers, is not asked after: the caches tell when it has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -13,12 +14,14 @@ use informer::{Action, Informer, Queue};
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, ListParams, PartialObjectMeta, PostParams};
+use kube::api::{Api, DeleteParams, ListParams, PartialObjectMeta};
 use kube::core::DynamicObject;
 
 use crate::discovery::{self, Resource};
 use crate::metadata::{self, Step};
-use crate::{Clock, Context, FIELD_MANAGER, follow, message_of, rest};
+use crate::work::{Reconcile, work};
+use crate::writes::{self, FIELD_MANAGER, is_not_found, message_of, whole_second};
+use crate::{Clock, Context, follow, rest};
 
 /// The finalizer that stands for this controller.
 const FINALIZER: &str = "kubernetes";
@@ -50,7 +53,6 @@ enum Error {
     Content(String),
 }
 
-#[derive(Clone)]
 struct Controller {
     client: kube::Client,
     now: Clock,
@@ -65,12 +67,12 @@ pub(crate) async fn run(context: Context) {
     };
     let collectable = |one: &&Resource| one.namespaced && one.is_collectable();
     let resources: Vec<_> = resources.iter().filter(collectable).collect();
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         client: context.client.clone(),
         now: context.config.now.clone(),
         namespaces: context.informers.of(),
         followed: resources.iter().map(|one| one.name()).collect(),
-    };
+    });
     controller.namespaces.synced().await;
     let queue: Queue<String> = Queue::retrying_within(RETRY_MAX);
     let mut following: FuturesUnordered<_> = resources
@@ -94,15 +96,7 @@ pub(crate) async fn run(context: Context) {
             }
         }),
         async { while following.next().await.is_some() {} },
-        queue.clone().run(
-            "namespace",
-            10,
-            |name| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&name).await }
-            },
-            context.drain.clone(),
-        ),
+        work(&controller, &queue, &context.drain),
     );
 }
 
@@ -128,8 +122,13 @@ struct Round {
     finalizers: BTreeMap<String, usize>,
 }
 
-impl Controller {
-    async fn reconcile(&self, name: &str) -> Result<Action, Error> {
+impl Reconcile for Controller {
+    type Key = String;
+    type Error = Error;
+    const NAME: &'static str = "namespace";
+    const WORKERS: usize = 10;
+
+    async fn reconcile(&self, name: &String) -> Result<Action, Error> {
         let Some(namespace) = self.namespaces.get(None, name) else {
             return Ok(Action::Done);
         };
@@ -158,7 +157,9 @@ impl Controller {
         self.finalize(written).await?;
         Ok(Action::Done)
     }
+}
 
+impl Controller {
     async fn delete_content(&self, namespace: &str) -> Round {
         let mut round = Round::default();
         let resources = match discovery::resources(&self.client).await {
@@ -237,11 +238,7 @@ impl Controller {
         }
         let name = namespace.metadata.name.as_deref().unwrap_or_default();
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        match api.replace_status(name, &params, &desired).await {
+        match api.replace_status(name, &writes::post(), &desired).await {
             Ok(written) => {
                 self.namespaces.caught_up_with(&written).await;
                 Ok(written)
@@ -272,7 +269,7 @@ impl Controller {
         })?;
         match self.client.request::<Namespace>(request).await {
             Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
             Err(source) => Err(Error::Finalize {
                 namespace: name,
                 source,
@@ -382,7 +379,7 @@ fn set_conditions(conditions: &mut Vec<NamespaceCondition>, round: &Round, now: 
             status: status.to_owned(),
             reason: Some(reason.to_owned()),
             message: Some(message),
-            last_transition_time: Timestamp::from_second(now.as_second()).ok().map(Time),
+            last_transition_time: Some(Time(whole_second(now))),
         };
         match conditions
             .iter_mut()

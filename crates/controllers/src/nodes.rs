@@ -13,12 +13,14 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, ObjectReference, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch};
 use parking_lot::Mutex;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::{Clock, Context, FIELD_MANAGER, follow, pods};
+use crate::work::{Reconcile, work};
+use crate::writes::{self, whole_second};
+use crate::{Clock, Context, follow, pods};
 
 /// A node that has never posted its conditions has this long to begin.
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
@@ -49,35 +51,31 @@ enum Error {
     NotReady { pod: String, source: kube::Error },
 }
 
-#[derive(Clone)]
 struct Controller {
     client: kube::Client,
     now: Clock,
     recorder: Recorder,
     nodes: Informer<Node>,
+    pods: Informer<Pod>,
     pods_by_node: Index<Pod>,
     /// When each node was last heard of.
-    heard: Arc<Mutex<HashMap<String, Instant>>>,
+    heard: Mutex<HashMap<String, Instant>>,
     grace: Duration,
 }
 
 pub(crate) async fn run(context: Context) {
     let pods = context.informers.pods();
     let leases = context.informers.of::<Lease>();
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         client: context.client.clone(),
         now: context.config.now.clone(),
         recorder: context.recorder(),
         nodes: context.informers.of(),
-        pods_by_node: pods.index_by("node", |pod| {
-            pods::node_name(pod)
-                .map(str::to_owned)
-                .into_iter()
-                .collect()
-        }),
-        heard: Arc::default(),
+        pods_by_node: pods::by_node(&pods),
+        pods: pods.clone(),
+        heard: Mutex::default(),
         grace: context.config.node_grace,
-    };
+    });
     controller.nodes.synced().await;
     pods.synced().await;
     leases.synced().await;
@@ -92,16 +90,53 @@ pub(crate) async fn run(context: Context) {
                 controller.hear(meta.name.as_deref().unwrap_or_default(), &queue);
             }
         }),
-        queue.clone().run(
-            "nodes",
-            8,
-            |name| {
-                let controller = controller.clone();
-                async move { controller.keep_node(&name).await }
-            },
-            context.drain.clone(),
-        ),
+        work(&controller, &queue, &context.drain),
     );
+}
+
+impl Reconcile for Controller {
+    type Key = String;
+    type Error = Error;
+    const NAME: &'static str = "nodes";
+    const WORKERS: usize = 8;
+
+    async fn reconcile(&self, name: &String) -> Result<Action, Error> {
+        let Some(mut node) = self.nodes.get(None, name) else {
+            return Ok(Action::Done);
+        };
+        let silent = {
+            let mut heard = self.heard.lock();
+            heard
+                .entry(name.to_owned())
+                .or_insert_with(Instant::now)
+                .elapsed()
+        };
+        let ready = condition(&node, "Ready").map(|ready| ready.status.clone());
+        let grace = match ready {
+            Some(_) => self.grace,
+            None => STARTUP_GRACE.max(self.grace),
+        };
+        if silent >= grace
+            && let Some(unknown) = with_unknown(&node, (self.now)())
+        {
+            node = self.write_conditions(&unknown).await?;
+            if ready.as_deref() == Some("True") {
+                let message = format!("Node {name} status is now: NodeNotReady");
+                self.say(&node, "NodeNotReady", message);
+            }
+        }
+        self.write_taints(&node).await?;
+        // A node that says itself that it is not ready can still tell which of its pods serve.
+        let is_unknown = condition(&node, "Ready").is_some_and(|ready| ready.status == "Unknown");
+        if is_unknown {
+            self.mark_pods(&node).await?;
+        }
+        // Looked at again when its silence would be too long, if that is still to come.
+        Ok(match is_unknown {
+            true => Action::Done,
+            false => Action::After(grace.saturating_sub(silent).max(Duration::from_millis(100))),
+        })
+    }
 }
 
 impl Controller {
@@ -149,51 +184,10 @@ impl Controller {
             .event_on(regarding, EventType::Normal, reason, None, message);
     }
 
-    async fn keep_node(&self, name: &str) -> Result<Action, Error> {
-        let Some(mut node) = self.nodes.get(None, name) else {
-            return Ok(Action::Done);
-        };
-        let silent = {
-            let mut heard = self.heard.lock();
-            heard
-                .entry(name.to_owned())
-                .or_insert_with(Instant::now)
-                .elapsed()
-        };
-        let ready = condition(&node, "Ready").map(|ready| ready.status.clone());
-        let grace = match ready {
-            Some(_) => self.grace,
-            None => STARTUP_GRACE.max(self.grace),
-        };
-        if silent >= grace
-            && let Some(unknown) = with_unknown(&node, (self.now)())
-        {
-            node = self.write_conditions(&unknown).await?;
-            if ready.as_deref() == Some("True") {
-                let message = format!("Node {name} status is now: NodeNotReady");
-                self.say(&node, "NodeNotReady", message);
-            }
-        }
-        self.write_taints(&node).await?;
-        if condition(&node, "Ready").is_none_or(|ready| ready.status != "True") {
-            self.mark_pods(&node).await?;
-        }
-        let is_unknown = condition(&node, "Ready").is_some_and(|ready| ready.status == "Unknown");
-        // Looked at again when its silence would be too long, if that is still to come.
-        Ok(match is_unknown {
-            true => Action::Done,
-            false => Action::After(grace.saturating_sub(silent).max(Duration::from_millis(100))),
-        })
-    }
-
     async fn write_conditions(&self, node: &Node) -> Result<Arc<Node>, Error> {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         let api: Api<Node> = Api::all(self.client.clone());
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        let written = api.replace_status(name, &params, node).await;
+        let written = api.replace_status(name, &writes::post(), node).await;
         let written = written.map_err(|source| Error::Conditions {
             node: name.to_owned(),
             source,
@@ -219,11 +213,8 @@ impl Controller {
             "metadata": {"resourceVersion": node.metadata.resource_version},
             "spec": {"taints": taints},
         });
-        let params = PatchParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
-        let written = api.patch(name, &params, &Patch::Merge(&patch)).await;
+        let patch = Patch::Merge(&patch);
+        let written = api.patch(name, &writes::patch(), &patch).await;
         let written = written.map_err(|source| Error::Taints {
             node: name.to_owned(),
             source,
@@ -232,7 +223,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Takes pods on a node that is not well out of service.
+    /// Takes the pods of a node that is not heard of out of service.
     async fn mark_pods(&self, node: &Node) -> Result<(), Error> {
         let name = node.metadata.name.as_deref().unwrap_or_default();
         for pod in self.pods_by_node.get(name) {
@@ -241,23 +232,18 @@ impl Controller {
             }
             let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
             let pod_name = pod.metadata.name.as_deref().unwrap_or_default();
-            let now = Timestamp::from_second((self.now)().as_second()).unwrap_or_default();
+            let now = whole_second((self.now)());
             let patch = json!({
                 "metadata": {"uid": pod.metadata.uid},
                 "status": {"conditions": [
                     {"type": "Ready", "status": "False", "lastTransitionTime": now},
                 ]},
             });
-            let params = PatchParams {
-                field_manager: Some(FIELD_MANAGER.to_owned()),
-                ..PatchParams::default()
-            };
             let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-            match api
-                .patch_status(pod_name, &params, &Patch::Strategic(&patch))
-                .await
-            {
-                Ok(_) => {
+            let patch = Patch::Strategic(&patch);
+            match api.patch_status(pod_name, &writes::patch(), &patch).await {
+                Ok(written) => {
+                    self.pods.caught_up_with(&written).await;
                     let message = "Node is not ready".to_owned();
                     self.recorder
                         .event(&*pod, EventType::Warning, "NodeNotReady", message);
@@ -280,9 +266,14 @@ fn condition<'a>(node: &'a Node, condition_type: &str) -> Option<&'a NodeConditi
         .find(|condition| condition.type_ == condition_type)
 }
 
+/// Whether the node says, and is still heard to say, that it can run pods.
+pub(crate) fn is_ready(node: &Node) -> bool {
+    condition(node, "Ready").is_some_and(|ready| ready.status == "True")
+}
+
 /// The node with conditions that say that nothing is known of it; `None` if they say so already.
 fn with_unknown(node: &Node, now: Timestamp) -> Option<Node> {
-    let now = Timestamp::from_second(now.as_second()).ok().map(Time);
+    let now = Some(Time(whole_second(now)));
     let mut unknown = node.clone();
     let conditions = unknown
         .status
@@ -359,7 +350,7 @@ fn taints_of(node: &Node, known: &[Taint], now: Timestamp) -> Vec<Taint> {
                 key: key.to_owned(),
                 value: None,
                 effect: effect.to_owned(),
-                time_added: Timestamp::from_second(now.as_second()).ok().map(Time),
+                time_added: Some(Time(whole_second(now))),
             });
         }
     }

@@ -1,15 +1,20 @@
-//! Pods that nobody else will ever clean up: those whose node is gone, those that are deleted without
-//! having had a node, and the oldest of those that have ended, when there are too many.
+//! Pods that nobody else will ever clean up: those whose node is gone, those that are deleted on a node
+//! that is out of service or without having had a node, and the oldest of those that have ended, when
+//! there are too many.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use informer::{Action, Index, Informer, Key, Queue};
+use informer::{Action, Change, Index, Informer, Key, Queue};
 use k8s_openapi::api::core::v1::{Node, Pod};
-use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::json;
+use kube::api::Api;
 
-use crate::{Clock, Context, follow, pods};
+use crate::disruption::{Disruption, disrupt};
+use crate::work::{Reconcile, work};
+use crate::{Clock, Context, follow, nodes, pods, writes};
+
+/// Put on a node by somebody who knows that it is off.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 
 /// How long a node must be gone before its pods are taken for lost.
 const QUARANTINE: Duration = Duration::from_secs(40);
@@ -21,7 +26,6 @@ enum Subject {
     Ended,
 }
 
-#[derive(Clone)]
 struct Controller {
     client: kube::Client,
     now: Clock,
@@ -33,25 +37,20 @@ struct Controller {
 
 pub(crate) async fn run(context: Context) {
     let pods = context.informers.pods();
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         client: context.client.clone(),
         now: context.config.now.clone(),
-        pods_by_node: pods.index_by("node", |pod| {
-            pods::node_name(pod)
-                .map(str::to_owned)
-                .into_iter()
-                .collect()
-        }),
+        pods_by_node: pods::by_node(&pods),
         pods: pods.clone(),
         nodes: context.informers.of(),
         ended_max: context.config.ended_pods_max,
-    };
+    });
     controller.pods.synced().await;
     controller.nodes.synced().await;
     let queue: Queue<Subject> = Queue::new();
     tokio::join!(
         follow(pods, |change| {
-            let informer::Change::Applied { new: pod, .. } = change else {
+            let Change::Applied { new: pod, .. } = change else {
                 return;
             };
             let key = Subject::Pod(Key::of(&**pod));
@@ -59,7 +58,7 @@ pub(crate) async fn run(context: Context) {
                 Some(node) if controller.nodes.get(None, node).is_none() => {
                     queue.add_after(key, QUARANTINE);
                 }
-                None if pod.metadata.deletion_timestamp.is_some() => queue.add(key),
+                _ if pod.metadata.deletion_timestamp.is_some() => queue.add(key),
                 _ => {}
             }
             if pods::has_ended(pod) && controller.pods.count() > controller.ended_max {
@@ -67,28 +66,33 @@ pub(crate) async fn run(context: Context) {
             }
         }),
         follow(controller.nodes.clone(), |change| {
-            if let informer::Change::Deleted(node) = change {
-                let name = node.metadata.name.as_deref().unwrap_or_default();
-                for pod in controller.pods_by_node.get(name) {
-                    queue.add_after(Subject::Pod(Key::of(&*pod)), QUARANTINE);
-                }
+            let pause = match change {
+                Change::Deleted(_) => QUARANTINE,
+                Change::Applied { new, .. } if is_out_of_service(new) => Duration::ZERO,
+                Change::Applied { .. } => return,
+            };
+            let node = &change.object().metadata;
+            let name = node.name.as_deref().unwrap_or_default();
+            for pod in controller.pods_by_node.get(name) {
+                queue.add_after(Subject::Pod(Key::of(&*pod)), pause);
             }
         }),
-        queue.clone().run(
-            "pod garbage",
-            4,
-            |subject| {
-                let controller = controller.clone();
-                async move {
-                    match subject {
-                        Subject::Pod(key) => controller.collect(&key).await,
-                        Subject::Ended => controller.collect_ended().await,
-                    }
-                }
-            },
-            context.drain.clone(),
-        ),
+        work(&controller, &queue, &context.drain),
     );
+}
+
+impl Reconcile for Controller {
+    type Key = Subject;
+    type Error = kube::Error;
+    const NAME: &'static str = "pod garbage";
+    const WORKERS: usize = 4;
+
+    async fn reconcile(&self, subject: &Subject) -> Result<Action, kube::Error> {
+        match subject {
+            Subject::Pod(key) => self.collect(key).await,
+            Subject::Ended => self.collect_ended().await,
+        }
+    }
 }
 
 impl Controller {
@@ -98,18 +102,21 @@ impl Controller {
         };
         let Some(node) = pods::node_name(&pod) else {
             if pod.metadata.deletion_timestamp.is_some() {
-                self.delete(&pod, "PodGC: deleting unscheduled terminating pod")
-                    .await?;
+                self.delete(&pod, None).await?;
             }
             return Ok(Action::Done);
         };
-        if self.nodes.get(None, node).is_some() {
+        if let Some(node) = self.nodes.get(None, node) {
+            if pod.metadata.deletion_timestamp.is_some() && is_out_of_service(&node) {
+                self.delete(&pod, None).await?;
+            }
             return Ok(Action::Done);
         }
         // The cache may be behind a node that has just joined; a pod must not pay for that.
         let nodes: Api<Node> = Api::all(self.client.clone());
         if nodes.get_metadata_opt(node).await?.is_none() {
-            self.delete(&pod, "PodGC: node no longer exists").await?;
+            let target = ("DeletionByPodGC", "PodGC: node no longer exists");
+            self.delete(&pod, Some(target)).await?;
         }
         Ok(Action::Done)
     }
@@ -123,48 +130,30 @@ impl Controller {
             (created, pod.metadata.name.clone())
         });
         for pod in ended.iter().take(excess) {
-            self.delete(pod, "").await?;
+            self.delete(pod, None).await?;
         }
         Ok(Action::Done)
     }
 
-    /// Deletes a pod without waiting for its node. One that has not ended is first said to have failed,
-    /// for those who count; `why` is the reason.
-    async fn delete(&self, pod: &Pod, why: &str) -> Result<(), kube::Error> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let name = pod.metadata.name.as_deref().unwrap_or_default();
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        if !pods::has_ended(pod) {
-            let now = (self.now)().as_second();
-            let patch = json!({
-                "metadata": {"uid": pod.metadata.uid},
-                "status": {"phase": "Failed", "conditions": [{
-                    "type": "DisruptionTarget",
-                    "status": "True",
-                    "reason": "DeletionByPodGC",
-                    "message": why,
-                    "lastTransitionTime": Timestamp::from_second(now).unwrap_or_default(),
-                }]},
-            });
-            let params = PatchParams::default();
-            match api
-                .patch_status(name, &params, &Patch::Strategic(&patch))
-                .await
-            {
-                Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
-                result => drop(result?),
-            }
-        }
-        let params = DeleteParams {
-            preconditions: Some(Preconditions {
-                uid: pod.metadata.uid.clone(),
-                resource_version: None,
-            }),
-            ..DeleteParams::default().grace_period(0)
+    /// Deletes a pod without waiting for its node. One that has not ended has failed by it.
+    async fn delete(
+        &self,
+        pod: &Pod,
+        target: Option<(&'static str, &'static str)>,
+    ) -> Result<(), kube::Error> {
+        let disruption = Disruption {
+            target,
+            fails: true,
         };
-        match api.delete(name, &params).await {
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            result => result.map(drop),
-        }
+        let params = writes::delete(&pod.metadata).grace_period(0);
+        disrupt(&self.client, pod, &disruption, &params, (self.now)()).await
     }
+}
+
+/// Whether somebody has said that the node is off and will not come back as it was, and nothing is
+/// heard of it: then nothing that was on it runs any more.
+fn is_out_of_service(node: &Node) -> bool {
+    let taints = node.spec.iter().flat_map(|spec| &spec.taints).flatten();
+    let said = taints.into_iter().any(|taint| taint.key == OUT_OF_SERVICE);
+    said && !nodes::is_ready(node)
 }

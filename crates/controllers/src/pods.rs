@@ -1,43 +1,11 @@
-//! What several controllers want to know of a pod.
+//! What several controllers want to know of a pod, beyond what everybody does.
 
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use informer::{Index, Informer};
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
-
-/// Whether the pod counts as a running or coming one: it has not ended and is not about to.
-pub(crate) fn is_active(pod: &Pod) -> bool {
-    !has_ended(pod) && pod.metadata.deletion_timestamp.is_none()
-}
-
-/// Whether all containers have ended and none will start again.
-pub(crate) fn has_ended(pod: &Pod) -> bool {
-    matches!(phase(pod), "Succeeded" | "Failed")
-}
-
-/// Whether the pod is to go but has not ended yet.
-pub(crate) fn is_terminating(pod: &Pod) -> bool {
-    !has_ended(pod) && pod.metadata.deletion_timestamp.is_some()
-}
-
-/// `status.phase`
-pub(crate) fn phase(pod: &Pod) -> &str {
-    let status = pod.status.as_ref();
-    status
-        .and_then(|status| status.phase.as_deref())
-        .unwrap_or_default()
-}
-
-/// A condition by its type.
-pub(crate) fn condition<'a>(pod: &'a Pod, condition_type: &str) -> Option<&'a PodCondition> {
-    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
-    conditions
-        .iter()
-        .find(|condition| condition.type_ == condition_type)
-}
-
-/// Whether the pod says that it can serve.
-pub(crate) fn is_ready(pod: &Pod) -> bool {
-    condition(pod, "Ready").is_some_and(|ready| ready.status == "True")
-}
+pub(crate) use objects::pod::{
+    condition, has_ended, is_active, is_ready, is_terminating, node_name, phase,
+};
 
 /// Since when the pod has been ready; `None` if it is not.
 pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
@@ -73,8 +41,9 @@ pub(crate) enum Availability {
     Available,
 }
 
-/// `spec.nodeName`, if the pod has a place.
-pub(crate) fn node_name(pod: &Pod) -> Option<&str> {
-    let spec = pod.spec.as_ref()?;
-    spec.node_name.as_deref().filter(|name| !name.is_empty())
+/// Pods by the name of their node; those without one are not in it.
+pub(crate) fn by_node(pods: &Informer<Pod>) -> Index<Pod> {
+    pods.index_by("node", |pod| {
+        node_name(pod).map(str::to_owned).into_iter().collect()
+    })
 }

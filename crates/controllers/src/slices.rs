@@ -8,9 +8,10 @@ use informer::{Index, Informer, Key};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointPort, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::Api;
 
-use crate::{Context, FIELD_MANAGER, backends, claim, message_of};
+use crate::writes::{self, message_of, whole_second};
+use crate::{Context, backends, claim};
 
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -94,10 +95,7 @@ impl Slices {
     /// Carries out the changes, and waits until the cache has seen them.
     pub(crate) async fn write(&self, namespace: &str, changes: Changes) -> Result<(), Error> {
         let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
+        let params = writes::post();
         for slice in &changes.create {
             match slices.create(&params, slice).await {
                 Ok(created) => self.cache.caught_up_with(&created).await,
@@ -118,14 +116,11 @@ impl Slices {
         }
         for slice in &changes.delete {
             let name = slice.metadata.name.as_deref().unwrap_or_default();
-            match slices.delete(name, &DeleteParams::default()).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(source) => {
-                    let slice = name.to_owned();
-                    return Err(Error::Delete { slice, source });
-                }
-            }
+            let outcome = slices.delete(name, &writes::delete(&slice.metadata)).await;
+            writes::deleted(outcome).map_err(|source| Error::Delete {
+                slice: name.to_owned(),
+                source,
+            })?;
             let gone = |slices: &Informer<EndpointSlice>| {
                 let known = slices.get(Some(namespace), name);
                 let same = known.is_some_and(|known| known.metadata.uid == slice.metadata.uid);
@@ -149,7 +144,7 @@ pub(crate) fn same_ports(slice: &EndpointSlice, ports: &[EndpointPort]) -> bool 
 
 /// Writes or takes out the annotation that says when the first of the changes came about.
 pub(crate) fn write_trigger_time(meta: &mut ObjectMeta, time: Option<Timestamp>) {
-    match time.and_then(|time| Timestamp::from_second(time.as_second()).ok()) {
+    match time.map(whole_second) {
         Some(time) => {
             let annotations = meta.annotations.get_or_insert_default();
             annotations.insert(backends::TRIGGER_TIME.to_owned(), time.to_string());

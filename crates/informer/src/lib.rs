@@ -34,4 +34,4 @@ pub use changes::{Change, Changes};
 pub use difference::merge_difference;
 pub use informers::{Informer, Informers, Metadata, Object};
 pub use queue::{Action, Queue};
-pub use record::{EventType, Recorder};
+pub use record::{EventType, Recorder, reference_to};

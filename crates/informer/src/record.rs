@@ -2,9 +2,10 @@
 //!
 //! A [`Recorder`] never makes its caller wait: events go through a bounded queue to one task, and
 //! when that queue is full they are dropped and counted, for an event is a remark, not a fact that
-//! anything may depend on. The same remark again raises the count of the first one; more than ten
-//! similar ones in ten minutes become one "(combined from similar events)"; and an object that keeps
-//! on chattering is let through once in five minutes. These are the rules of upstream's recorder.
+//! anything may depend on. The same remark again raises the count of the first one; the tenth of
+//! similar ones, and those after it, become one "(combined from similar events)", until none has come
+//! for ten minutes; and an object that keeps on chattering is let through once in five minutes. These
+//! are the rules of upstream's recorder.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,8 +26,9 @@ use tracing::debug;
 const WAITING_MAX: usize = 1000;
 /// Remarks that are remembered to count them.
 const REMEMBERED_MAX: usize = 1024;
-/// Similar remarks, differing in their message only, before they are combined.
+/// From so many similar remarks on, differing in their message only, they are combined.
 const SIMILAR_MAX: usize = 10;
+/// Remarks that are further apart than this are not similar any more.
 const SIMILAR_WITHIN: Duration = Duration::from_secs(600);
 /// What one object may say at once, and how often after that.
 const BURST: f64 = 25.0;
@@ -157,7 +159,7 @@ impl Recorder {
 }
 
 /// A reference to an object as events carry it.
-pub(crate) fn reference_to<K: kube::Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
+pub fn reference_to<K: kube::Resource<DynamicType = ()>>(object: &K) -> ObjectReference {
     let meta = object.meta();
     ObjectReference {
         api_version: Some(K::api_version(&()).into_owned()),
@@ -233,6 +235,8 @@ async fn write(
 struct Verdict {
     name: String,
     message: String,
+    /// Whether it stands for several that differ in their message.
+    combined: bool,
     /// The how manieth time it is said; from the second on the first one is patched.
     count: i32,
     first: Timestamp,
@@ -265,8 +269,13 @@ fn event_of(reporter: &Reporter, remark: &Remark, verdict: &Verdict) -> Event {
                 component: Some(component.clone()),
                 host: (!host.is_empty()).then(|| host.clone()),
             });
-            event.reporting_component = Some(component.clone());
-            event.reporting_instance = Some(host.clone());
+            // Upstream makes combined ones anew, without these.
+            let reporter = |name: &String| match verdict.combined {
+                true => String::new(),
+                false => name.clone(),
+            };
+            event.reporting_component = Some(reporter(component));
+            event.reporting_instance = Some(reporter(host));
         }
         Reporter::Series {
             controller,
@@ -302,7 +311,7 @@ struct Said {
 
 struct Similar {
     messages: HashSet<u64>,
-    since: Timestamp,
+    last: Timestamp,
 }
 
 struct Allowance {
@@ -327,15 +336,15 @@ impl Memory {
         ));
         let similar = self.similar.entry(group, || Similar {
             messages: HashSet::new(),
-            since: remark.at,
+            last: remark.at,
         });
-        if elapsed(similar.since, remark.at) > SIMILAR_WITHIN {
+        if elapsed(similar.last, remark.at) > SIMILAR_WITHIN {
             similar.messages.clear();
-            similar.since = remark.at;
         }
+        similar.last = remark.at;
         let message_hash = hash(&remark.message);
-        let combined =
-            similar.messages.len() >= SIMILAR_MAX && !similar.messages.contains(&message_hash);
+        let is_new = !similar.messages.contains(&message_hash);
+        let combined = is_new && similar.messages.len() + 1 >= SIMILAR_MAX;
         let (key, message) = if combined {
             (
                 group,
@@ -369,6 +378,7 @@ impl Memory {
         Some(Verdict {
             name: said.name.clone(),
             message,
+            combined,
             count: said.count,
             first: said.first,
         })
@@ -451,17 +461,17 @@ mod tests {
         let messages: Vec<_> = (0..12)
             .filter_map(|number| memory.weigh(&remark("web", &format!("try {number}"), number)))
             .collect();
-        assert_eq!(messages[9].message, "try 9");
-        assert_eq!(
-            messages[10].message,
-            "(combined from similar events): try 10"
-        );
-        assert_eq!(
-            messages[11].message,
-            "(combined from similar events): try 11"
-        );
-        assert_eq!((messages[10].count, messages[11].count), (1, 2));
-        let later = memory.weigh(&remark("web", "try 99", 3600)).expect("said");
+        assert_eq!(messages[8].message, "try 8");
+        for (index, count) in [(9, 1), (10, 2), (11, 3)] {
+            let message = format!("(combined from similar events): try {index}");
+            let said = &messages[index];
+            assert_eq!((&said.message, said.count), (&message, count));
+        }
+        let again = memory.weigh(&remark("web", "try 8", 12)).expect("said");
+        assert_eq!((again.message.as_str(), again.count), ("try 8", 2));
+        let soon = memory.weigh(&remark("web", "try 99", 611)).expect("said");
+        assert_eq!(soon.message, "(combined from similar events): try 99");
+        let later = memory.weigh(&remark("web", "try 99", 1212)).expect("said");
         assert_eq!(later.message, "try 99");
     }
 

@@ -11,6 +11,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use super::plan::{self, size};
 use super::scale;
+use crate::writes::whole_second;
 
 const AVAILABLE: &str = "Available";
 const PROGRESSING: &str = "Progressing";
@@ -40,10 +41,6 @@ pub(crate) fn deadline(deployment: &Deployment) -> Option<i32> {
         .filter(|seconds| *seconds != i32::MAX)
 }
 
-fn second(now: Timestamp) -> Option<Time> {
-    Timestamp::from_second(now.as_second()).ok().map(Time)
-}
-
 /// Sets a condition, unless it already stands there with this status and reason. The time of the last
 /// transition is that of the last change of its status.
 fn set(
@@ -61,7 +58,7 @@ fn set(
     let since = known.filter(|known| known.status == value);
     let last_transition_time = match since {
         Some(known) => known.last_transition_time.clone(),
-        None => second(now),
+        None => Some(Time(whole_second(now))),
     };
     remove(status, condition_type);
     status
@@ -72,7 +69,7 @@ fn set(
             status: value.to_owned(),
             reason: Some(reason.to_owned()),
             message: Some(message),
-            last_update_time: second(now),
+            last_update_time: Some(Time(whole_second(now))),
             last_transition_time,
         });
 }

@@ -10,16 +10,17 @@ mod plan;
 mod revision;
 mod scale;
 
+use std::sync::Arc;
+
 use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Api, DeleteParams, PostParams, Preconditions};
+use kube::api::{Api, DeleteParams, PropagationPolicy};
 
-use crate::{Clock, Context, FIELD_MANAGER, claim, is_namespace_terminating, message_of, rest};
+use crate::work::{Reconcile, work};
+use crate::writes::{self, is_namespace_terminating, is_not_found, message_of};
+use crate::{Clock, Context, claim, rest};
 use plan::{Plan, Step};
-
-/// Deployments that are worked on at once.
-const WORKERS: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -37,7 +38,6 @@ enum Error {
     Status(#[source] kube::Error),
 }
 
-#[derive(Clone)]
 struct Controller {
     client: kube::Client,
     now: Clock,
@@ -50,14 +50,16 @@ struct Controller {
 pub(crate) async fn run(context: Context) {
     let deployments = context.informers.of::<Deployment>();
     let sets = context.informers.of::<ReplicaSet>();
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         client: context.client.clone(),
         now: context.config.now.clone(),
         recorder: context.recorder(),
         deployments: deployments.clone(),
         sets_by_owner: claim::by_controller(&sets),
         sets: sets.clone(),
-    };
+    });
+    deployments.synced().await;
+    sets.synced().await;
     let queue = Queue::new();
     tokio::join!(
         claim::follow_owned(
@@ -66,33 +68,20 @@ pub(crate) async fn run(context: Context) {
             |one| Some(&one.spec.as_ref()?.selector),
             &queue
         ),
-        async {
-            deployments.synced().await;
-            sets.synced().await;
-            let reconcile = |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            };
-            let queue = queue.clone();
-            queue
-                .run("deployment", WORKERS, reconcile, context.drain.clone())
-                .await;
-        },
+        work(&controller, &queue, &context.drain),
     );
-}
-
-fn post() -> PostParams {
-    PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    }
 }
 
 fn name_of<K: kube::Resource>(object: &K) -> &str {
     object.meta().name.as_deref().unwrap_or_default()
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    type Key = Key;
+    type Error = Error;
+    const NAME: &'static str = "deployment";
+    const WORKERS: usize = 32;
+
     async fn reconcile(&self, key: &Key) -> Result<Action, Error> {
         let Some(deployment) = self.deployments.get(Some(&key.namespace), &key.name) else {
             return Ok(Action::Done);
@@ -125,7 +114,9 @@ impl Controller {
         }
         Ok(plan.look_again.map_or(Action::Done, Action::After))
     }
+}
 
+impl Controller {
     async fn carry_out(
         &self,
         sets: &Api<ReplicaSet>,
@@ -139,20 +130,14 @@ impl Controller {
                 Step::Change { set, from } => self.change(sets, deployment, &set, from).await?,
                 Step::Delete(set) => {
                     let params = DeleteParams {
-                        preconditions: Some(Preconditions {
-                            uid: set.metadata.uid.clone(),
-                            resource_version: None,
-                        }),
-                        ..DeleteParams::background()
+                        propagation_policy: Some(PropagationPolicy::Background),
+                        ..writes::delete(&set.metadata)
                     };
-                    match sets.delete(name_of(&*set), &params).await {
-                        Ok(_) => {}
-                        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-                        Err(source) => {
-                            let set = name_of(&*set).to_owned();
-                            return Err(Error::Delete { set, source });
-                        }
-                    }
+                    let outcome = sets.delete(name_of(&*set), &params).await;
+                    writes::deleted(outcome).map_err(|source| Error::Delete {
+                        set: name_of(&*set).to_owned(),
+                        source,
+                    })?;
                 }
             }
         }
@@ -167,7 +152,7 @@ impl Controller {
         plan: &mut Plan,
         now: Timestamp,
     ) -> Result<(), Error> {
-        match sets.create(&post(), set).await {
+        match sets.create(&writes::post(), set).await {
             Ok(created) => {
                 let size = plan::size(set);
                 if size > 0 {
@@ -222,7 +207,7 @@ impl Controller {
         from: i32,
     ) -> Result<(), Error> {
         let name = name_of(set);
-        let changed = sets.replace(name, &post(), set).await;
+        let changed = sets.replace(name, &writes::post(), set).await;
         let changed = changed.map_err(|source| Error::Change {
             set: name.to_owned(),
             source,
@@ -257,14 +242,14 @@ impl Controller {
             return Ok(false);
         }
         match deployments
-            .replace_status(name_of(deployment), &post(), &desired)
+            .replace_status(name_of(deployment), &writes::post(), &desired)
             .await
         {
             Ok(written) => {
                 self.deployments.caught_up_with(&written).await;
                 Ok(true)
             }
-            Err(kube::Error::Api(gone)) if gone.code == 404 => Ok(false),
+            Err(error) if is_not_found(&error) => Ok(false),
             Err(error) => Err(Error::Status(error)),
         }
     }

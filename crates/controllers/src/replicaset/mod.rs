@@ -17,10 +17,12 @@ use informer::{Action, EventType, Index, Informer, Key, Queue, Recorder};
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
+use kube::api::{Api, ListParams};
 
 use crate::pods::{self, Availability};
-use crate::{Clock, Context, FIELD_MANAGER, claim, is_namespace_terminating, message_of, rest};
+use crate::work::{Reconcile, work};
+use crate::writes::{self, is_namespace_terminating, is_not_found, message_of};
+use crate::{Clock, Context, claim, rest};
 use choose::choose;
 use status::status_of;
 
@@ -29,8 +31,6 @@ const BURST: usize = 500;
 /// Pauses between looks for pods of which it is not known whether they were made or deleted.
 const LOOK_AGAIN_MIN: Duration = Duration::from_millis(50);
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(10);
-/// ReplicaSets that are worked on at once.
-const WORKERS: usize = 32;
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
@@ -44,7 +44,6 @@ enum Error {
     Status(#[source] kube::Error),
 }
 
-#[derive(Clone)]
 struct Controller {
     client: kube::Client,
     now: Clock,
@@ -58,7 +57,7 @@ struct Controller {
 pub(crate) async fn run(context: Context) {
     let sets = context.informers.of::<ReplicaSet>();
     let pods = context.informers.pods();
-    let controller = Controller {
+    let controller = Arc::new(Controller {
         client: context.client.clone(),
         now: context.config.now.clone(),
         recorder: context.recorder(),
@@ -66,7 +65,9 @@ pub(crate) async fn run(context: Context) {
         pods_by_owner: claim::by_controller(&pods),
         sets: sets.clone(),
         pods: pods.clone(),
-    };
+    });
+    sets.synced().await;
+    pods.synced().await;
     let queue = Queue::new();
     tokio::join!(
         claim::follow_owned(
@@ -75,22 +76,16 @@ pub(crate) async fn run(context: Context) {
             |set| Some(&set.spec.as_ref()?.selector),
             &queue
         ),
-        async {
-            sets.synced().await;
-            pods.synced().await;
-            let reconcile = |key| {
-                let controller = controller.clone();
-                async move { controller.reconcile(&key).await }
-            };
-            let queue = queue.clone();
-            queue
-                .run("replicaset", WORKERS, reconcile, context.drain.clone())
-                .await;
-        },
+        work(&controller, &queue, &context.drain),
     );
 }
 
-impl Controller {
+impl Reconcile for Controller {
+    type Key = Key;
+    type Error = Error;
+    const NAME: &'static str = "replicaset";
+    const WORKERS: usize = 32;
+
     async fn reconcile(&self, key: &Key) -> Result<Action, Error> {
         let Some(set) = self.sets.get(Some(&key.namespace), &key.name) else {
             return Ok(Action::Done);
@@ -139,15 +134,14 @@ impl Controller {
             });
         Ok(next.min().map_or(Action::Done, Action::After))
     }
+}
 
+impl Controller {
     /// Creates pods in growing batches, so that a template that the server refuses costs one request
     /// and not hundreds.
     async fn create(&self, set: &ReplicaSet, pods: &Api<Pod>, count: usize) -> Result<(), Error> {
         let pod = pod_of(set);
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
+        let params = writes::post();
         let mut left = count.min(BURST);
         let mut batch = 1;
         while left > 0 {
@@ -228,15 +222,11 @@ impl Controller {
     ) -> Result<(), Error> {
         let doomed = choose(active, &self.per_node(set), count.min(BURST), (self.now)());
         let answers = join_all(doomed.iter().map(|pod| async move {
-            let params = DeleteParams {
-                preconditions: Some(Preconditions {
-                    uid: pod.metadata.uid.clone(),
-                    resource_version: None,
-                }),
-                ..DeleteParams::default()
-            };
             let name = pod.metadata.name.as_deref().unwrap_or_default();
-            (name, pods.delete(name, &params).await)
+            (
+                name,
+                pods.delete(name, &writes::delete(&pod.metadata)).await,
+            )
         }));
         let (mut failed, mut is_open) = (None, false);
         for (name, answer) in answers.await {
@@ -311,16 +301,12 @@ impl Controller {
             ..set.clone()
         };
         let name = set.metadata.name.as_deref().unwrap_or_default();
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
-        };
-        match sets.replace_status(name, &params, &desired).await {
+        match sets.replace_status(name, &writes::post(), &desired).await {
             Ok(written) => {
                 self.sets.caught_up_with(&written).await;
                 Ok(true)
             }
-            Err(kube::Error::Api(gone)) if gone.code == 404 => Ok(false),
+            Err(error) if is_not_found(&error) => Ok(false),
             Err(error) => Err(Error::Status(error)),
         }
     }

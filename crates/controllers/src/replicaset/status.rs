@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::Error;
 use crate::claim;
 use crate::pods::{self, Availability};
+use crate::writes::whole_second;
 
 /// The status of a set with these pods, after `failure`, if there was one.
 pub(super) fn status_of(
@@ -68,7 +69,7 @@ fn conditions_of(
             status: "True".to_owned(),
             reason: Some(reason.to_owned()),
             message: Some(text.clone()),
-            last_transition_time: Timestamp::from_second(now.as_second()).ok().map(Time),
+            last_transition_time: Some(Time(whole_second(now))),
         }),
         (None, Some(index)) => {
             conditions.remove(index);

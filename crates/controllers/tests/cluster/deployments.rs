@@ -415,6 +415,45 @@ async fn old_revisions_are_kept_up_to_the_limit() {
 }
 
 #[tokio::test]
+async fn a_name_that_is_taken_is_counted_and_passed_over() {
+    let house = House::new().await;
+    house
+        .create::<Deployment>(deployment("web", 1, Value::Null))
+        .await;
+    let sets = house
+        .wait_all::<ReplicaSet>("one set", |sets| sets.len() == 1)
+        .await;
+    let taken = sets[0].metadata.name.clone().unwrap_or_default();
+    let deployments: Api<Deployment> = house.api();
+    deployments
+        .delete("web", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    house.wait_gone::<ReplicaSet>(&taken).await;
+    let stranger = json!({"metadata": {"name": taken}, "spec": {"replicas": 0,
+        "selector": {"matchLabels": {"app": "other"}},
+        "template": {"metadata": {"labels": {"app": "other"}},
+            "spec": {"containers": [{"name": "c", "image": "web:1"}]}}}});
+    house.create::<ReplicaSet>(stranger).await;
+    house
+        .create::<Deployment>(deployment("web", 1, Value::Null))
+        .await;
+    let web = house
+        .wait::<Deployment>("web", "is complete", |web| is_complete(web, 1))
+        .await;
+    assert_eq!(status(&web).collision_count, Some(1));
+    let sets = house
+        .wait_all::<ReplicaSet>("two sets", |sets| sets.len() == 2)
+        .await;
+    let mine: Vec<_> = sets
+        .iter()
+        .filter(|set| set.metadata.owner_references.is_some())
+        .collect();
+    assert_eq!(mine.len(), 1);
+    assert_ne!(mine[0].metadata.name.as_ref(), Some(&taken));
+}
+
+#[tokio::test]
 async fn many_replicas_are_made_exactly_once() {
     let house = House::new().await;
     house

@@ -134,6 +134,25 @@ async fn what_is_born_to_an_owner_that_is_gone_goes_at_once_and_others_stay() {
     house.wait_gone::<ConfigMap>("half").await;
 }
 
+/// Whether an owner is there can be asked of a version only that there is.
+#[tokio::test]
+async fn who_belongs_to_an_unknown_kind_or_version_stays() {
+    let house = House::new().await;
+    let uid = map(&house, "owner", json!([])).await;
+    let mut unknown = owner("owner", &uid, true);
+    unknown["apiVersion"] = json!("v9");
+    map(&house, "unknown-version", json!([unknown])).await;
+    unknown["apiVersion"] = json!("example.com/v1");
+    map(&house, "unknown-kind", json!([unknown])).await;
+    map(&house, "known", json!([owner("owner", &uid, true)])).await;
+    delete_map(&house, "owner", PropagationPolicy::Background).await;
+    house.wait_gone::<ConfigMap>("known").await;
+    let maps: Api<ConfigMap> = house.api();
+    for name in ["unknown-version", "unknown-kind"] {
+        assert!(maps.get_opt(name).await.expect("is asked").is_some());
+    }
+}
+
 fn owner(name: &str, uid: &str, blocks: bool) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": uid, "blockOwnerDeletion": blocks})
 }

@@ -5,6 +5,7 @@ mod deployments;
 mod garbage;
 mod namespaces;
 mod nodes;
+mod roles;
 mod services;
 
 use std::fmt::Debug;
@@ -188,7 +189,7 @@ fn runs(pod: &Pod) -> bool {
 }
 
 /// The make-believe node. A pod with the label `stuck` never gets ready, one with the annotation
-/// `linger` is not let go.
+/// `linger` is not let go, and one that waits for the scheduler `nobody` gets no node.
 async fn run_node(client: kube::Client, informers: Informers) {
     let nodes: Api<Node> = Api::all(client.clone());
     let node = json!({"metadata": {"name": "node-1"}});
@@ -231,6 +232,9 @@ async fn run_node(client: kube::Client, informers: Informers) {
                 let _ = pods.delete(&key.name, &now).await;
             }
         } else if spec.node_name.is_none() {
+            if spec.scheduler_name.as_deref() == Some("nobody") {
+                continue;
+            }
             let binding = json!({"metadata": {"name": &*key.name}, "target": {"kind": "Node", "name": "node-1"}});
             let params = PostParams::default();
             let bound: Result<Value, _> = pods

@@ -27,6 +27,7 @@ async fn a_silent_node_is_tainted_its_pods_leave_service_and_it_comes_back() {
             "tolerations": [{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]}})
     };
     house.create::<Pod>(pod("patient", None)).await;
+    house.create::<Pod>(pod("waiting", Some(300))).await;
     house.create::<Pod>(pod("hasty", Some(0))).await;
     let node = house
         .wait::<Node>("node-1", "is unreachable", |node| {
@@ -72,6 +73,107 @@ async fn a_silent_node_is_tainted_its_pods_leave_service_and_it_comes_back() {
     house
         .wait::<Node>("node-1", "is free again", |node| taints(node).is_empty())
         .await;
+    // One was told that it has to go some time, the other never.
+    house
+        .wait_events(
+            "waiting",
+            &[
+                "NodeNotReady: Node is not ready",
+                "TaintManagerEviction: Cancelling deletion of Pod default/waiting",
+            ],
+        )
+        .await;
+    house
+        .wait_events("patient", &["NodeNotReady: Node is not ready"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_node_that_says_itself_that_it_is_not_ready_keeps_its_pods_in_service() {
+    let house = House::new().await;
+    let pod =
+        json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "c", "image": "a"}]}});
+    house.create::<Pod>(pod).await;
+    house.wait::<Pod>("web", "runs", runs).await;
+    let condition = json!({"type": "Ready", "status": "False", "reason": "KubeletNotReady"});
+    set_condition(&house, condition).await;
+    house
+        .wait::<Node>("node-1", "is tainted", |node| taints(node).len() == 2)
+        .await;
+    let pods: Api<Pod> = house.api();
+    assert!(runs(&pods.get("web").await.expect("is there")));
+}
+
+async fn set_condition(house: &House, condition: serde_json::Value) {
+    let nodes: Api<Node> = Api::all(house.client.clone());
+    let status = json!({"status": {"conditions": [condition]}});
+    let patch = Patch::Strategic(&status);
+    nodes
+        .patch_status("node-1", &PatchParams::default(), &patch)
+        .await
+        .expect("is patched");
+}
+
+/// The phase and the conditions of a pod that waits for a finalizer.
+async fn end_of(house: &House, name: &str) -> serde_json::Value {
+    let is_over = |pod: &Pod| {
+        let status = pod.status.as_ref();
+        pod.metadata.deletion_grace_period_seconds == Some(0)
+            && status.is_some_and(|status| status.phase.as_deref() == Some("Failed"))
+    };
+    let pod = house.wait::<Pod>(name, "is over", is_over).await;
+    let status = pod.status.clone().unwrap_or_default();
+    let disrupted = status
+        .conditions
+        .into_iter()
+        .flatten()
+        .any(|condition| condition.type_ == "DisruptionTarget");
+    json!([
+        disrupted,
+        status.observed_generation == pod.metadata.generation
+    ])
+}
+
+#[tokio::test]
+async fn pods_that_nobody_else_can_end_are_ended() {
+    let house = House::new().await;
+    let pod = |name: &str, scheduler: &str| {
+        json!({"metadata": {"name": name, "finalizers": ["example.com/hold"], "annotations": {"linger": "yes"}},
+            "spec": {"schedulerName": scheduler, "tolerations": [{"operator": "Exists"}],
+                "containers": [{"name": "c", "image": "a"}]}})
+    };
+    let pods: Api<Pod> = house.api();
+    house.create::<Pod>(pod("homeless", "nobody")).await;
+    pods.delete("homeless", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    assert_eq!(end_of(&house, "homeless").await, json!([false, true]));
+
+    for name in ["going", "staying"] {
+        house.create::<Pod>(pod(name, "default-scheduler")).await;
+        house.wait::<Pod>(name, "runs", runs).await;
+    }
+    pods.delete("going", &DeleteParams::default().grace_period(600))
+        .await
+        .expect("is deleted");
+    let nodes: Api<Node> = Api::all(house.client.clone());
+    let out = json!([{"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}]);
+    let patch = json!({"spec": {"taints": out}});
+    nodes
+        .patch("node-1", &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .expect("is patched");
+    // Only together with the silence of the node it means that nothing runs there.
+    let going = pods.get("going").await.expect("is there");
+    assert_eq!(going.metadata.deletion_grace_period_seconds, Some(600));
+    set_condition(
+        &house,
+        json!({"type": "Ready", "status": "False", "reason": "Off"}),
+    )
+    .await;
+    assert_eq!(end_of(&house, "going").await, json!([false, true]));
+    let staying = pods.get("staying").await.expect("is there");
+    assert_eq!(staying.metadata.deletion_timestamp, None);
 }
 
 #[tokio::test]
@@ -102,7 +204,7 @@ async fn a_closed_node_is_tainted_until_it_is_opened() {
 }
 
 #[tokio::test]
-async fn a_pod_that_is_deleted_for_its_node_ends_though_the_node_is_gone() {
+async fn a_node_that_is_removed_is_said_to_be() {
     let house = House::new().await;
     let pod =
         json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "c", "image": "a"}]}});

@@ -257,6 +257,27 @@ async fn endpoints_that_people_write_are_mirrored() {
         .await;
 }
 
+#[tokio::test]
+async fn endpoints_go_with_their_service_whoever_wrote_them() {
+    let house = House::new().await;
+    let subsets = json!([{"addresses": [{"ip": "10.9.0.1"}], "ports": [{"port": 5432}]}]);
+    for name in ["db", "lone"] {
+        let endpoints = json!({"metadata": {"name": name}, "subsets": subsets});
+        house.create::<Endpoints>(endpoints).await;
+    }
+    let service = json!({"metadata": {"name": "db"}, "spec": {"ports": [{"port": 5432}]}});
+    house.create::<Service>(service).await;
+    let services: Api<Service> = house.api();
+    services
+        .delete("db", &DeleteParams::default())
+        .await
+        .expect("is deleted");
+    house.wait_gone::<Endpoints>("db").await;
+    let endpoints: Api<Endpoints> = house.api();
+    let lone = endpoints.get_opt("lone").await.expect("is asked");
+    assert!(lone.is_some(), "it never had a Service");
+}
+
 /// What Go's clients write where no time is set.
 #[tokio::test]
 async fn a_service_with_a_time_that_is_null_holds_nobody_up() {
