@@ -1,8 +1,9 @@
 //! Exit codes and the last words before them.
 
-use crate::output::complain;
 use std::fmt;
 use std::process::ExitCode;
+
+use crate::output::complain;
 
 /// The command line or settings ask for what cannot be: exit code 64 (sysexits.h, `EX_USAGE`).
 #[derive(Debug)]

@@ -1,6 +1,5 @@
 //! `wharf doctor`: what this machine lacks, and what to do about it.
 
-use crate::output::say;
 use std::net::TcpListener;
 use std::path::Path;
 
@@ -9,6 +8,7 @@ use rustix::mount::{FsOpenFlags, fsopen};
 use serde::Serialize;
 
 use crate::args::Format;
+use crate::output::say;
 use crate::{Config, Locked, Refused};
 
 const DISK_BYTES_MIN: u64 = 1 << 30;

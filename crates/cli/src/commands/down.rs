@@ -1,6 +1,5 @@
 //! `wharf down`: ends the server, every container, link, rule and cgroup. What is stored stays.
 
-use crate::output::say;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -10,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{block_on, require_root};
 use crate::control::Status;
+use crate::output::say;
 use crate::presence::{Presence, ask_or_lock};
 use crate::{Config, Program};
 

@@ -1,6 +1,5 @@
 //! `wharf image load|import|ls|rm`: the images on this machine, through the running server.
 
-use crate::output::{complain, say};
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -10,6 +9,7 @@ use tokio::io::AsyncRead;
 use super::block_on;
 use crate::args::{Format, ImageCommand};
 use crate::control::{Control, ImageLine, Removed};
+use crate::output::{complain, say};
 use crate::{Config, Refused, table};
 
 pub(super) fn run(config: &Config, command: ImageCommand) -> anyhow::Result<()> {

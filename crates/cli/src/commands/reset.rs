@@ -1,6 +1,5 @@
 //! `wharf reset`: stops everything and deletes what was stored.
 
-use crate::output::{self, complain, say};
 use std::io::{BufRead, IsTerminal};
 use std::path::Path;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::{down, require_root};
+use crate::output::{self, complain, say};
 use crate::{Config, Misuse, Program, Refused, kubeconfig};
 
 /// Everything that an instance keeps in its data directory. Nothing else is deleted.

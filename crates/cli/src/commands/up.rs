@@ -4,7 +4,6 @@
 //! is polled; the end of the pipe without the word "ready" means that the server died, and then the
 //! end of its log says why.
 
-use crate::output::{complain, say};
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,6 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::down::wait_for_exit;
 use super::{block_on, require_root};
 use crate::control::{Progress, State, Status};
+use crate::output::{complain, say};
 use crate::presence::{Presence, ask_or_lock};
 use crate::{Config, kubeconfig};
 
