@@ -7,6 +7,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use oci::{Algorithm, Digest, History, ImageConfig, Reference, RootFs};
 
+use crate::Loaded;
 use crate::archive::Source;
 use crate::compression::{Compression, MAGIC_LENGTH};
 use crate::layer::{LayerError, Limits, unpack};
@@ -15,7 +16,6 @@ use crate::plan::architecture;
 use crate::store::{Config, Images, Inner, LayerRecord, Scratch, blocking};
 use crate::stream::{Cancel, CancelOnDrop, Cancellable, Hashing};
 use crate::table::{Named, Row, TableError};
-use crate::{Loaded, tree};
 
 /// What an imported image is to be.
 #[derive(Clone, Debug, Default)]

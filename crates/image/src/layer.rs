@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use tar::{Entry, EntryType};
 
 use crate::place::{Attributes, Fault, Tree, is_kept};
+use crate::space::{NoRoom, Room};
 use crate::stream::{Allowance, Allowed};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -21,8 +22,6 @@ const XATTR: &[u8] = b"SCHILY.xattr.";
 const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// The end of the year 9999: what comes after is damage, and many file systems refuse it.
 const TIME_MAX: i64 = 253_402_300_799;
-/// Files from this size on are compared with the free space before they are begun.
-const SPACE_CHECKED_FROM: u64 = 16 << 20;
 /// Of the devices that were left out, so many are named.
 const DEVICES_NAMED_MAX: usize = 8;
 
@@ -82,14 +81,16 @@ pub enum LayerError {
     /// It has more members than allowed.
     #[error("has more than {0} members, which is the limit")]
     Members(u64),
-    /// The disk is too small for one of its files.
-    #[error("{path} is {needed} bytes long, and {free} are free: free some space and try again")]
+    /// The disk is too small, here for one of its files.
+    #[error(
+        "{path} is {needed} bytes long, and {free} bytes of the disk may be used: free some space and try again"
+    )]
     Space {
         /// Its name in the layer.
         path: String,
         /// Its length.
         needed: u64,
-        /// What there is.
+        /// What there is, but for what is left to others.
         free: u64,
     },
 }
@@ -136,6 +137,7 @@ pub(crate) fn unpack(
     let mut archive = tar::Archive::new(Allowed::new(stream, allowance.clone()));
     let mut tree = Tree::new(root);
     let mut unpacked = Unpacked::default();
+    let mut room = Room::default();
     let mut read = 0;
     let mut entries = archive.entries().map_err(LayerError::Stream)?;
     loop {
@@ -159,9 +161,12 @@ pub(crate) fn unpack(
         read += size;
         let kind = entry.header().entry_type();
         if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
-            if size >= SPACE_CHECKED_FROM {
-                check_space(&space, size, &printed)?;
-            }
+            let asked = room.ask(&space, size).map_err(LayerError::Stream)?;
+            asked.map_err(|NoRoom { free }| LayerError::Space {
+                path: printed(),
+                needed: size,
+                free,
+            })?;
             unpacked.size += size;
         }
         let put = put(&mut tree, &mut entry, &path).map_err(|fault| LayerError::Member {
@@ -336,23 +341,6 @@ fn pax_time(text: &[u8]) -> Option<(i64, i64)> {
                 .then(|| sum * 10 + i64::from(digit - b'0'))
         })?;
     Some((bounded_time(Some(seconds.parse().ok()?)), nanoseconds))
-}
-
-fn check_space(
-    directory: &OwnedFd,
-    needed: u64,
-    path: &dyn Fn() -> String,
-) -> Result<(), LayerError> {
-    let stat = rustix::fs::fstatvfs(directory).map_err(|error| LayerError::Stream(error.into()))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if needed > free {
-        return Err(LayerError::Space {
-            path: path(),
-            needed,
-            free,
-        });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

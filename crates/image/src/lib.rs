@@ -31,10 +31,11 @@ mod place;
 mod plan;
 mod remove;
 mod root;
+mod space;
 mod store;
 mod stream;
 mod table;
-mod tree;
+mod usage;
 mod user;
 
 pub use archive::{ArchiveError, Source};

@@ -18,7 +18,6 @@ use crate::plan::{PlanError, PlannedImage, PlannedLayer, plan};
 use crate::store::{Config, Images, Inner, LayerRecord, Scratch, blocking};
 use crate::stream::{Cancel, CancelOnDrop, Hashing};
 use crate::table::{Named, Row, TableError};
-use crate::tree;
 
 const READ_BUFFER: usize = 1 << 17;
 /// Between two reports on one layer.

@@ -16,8 +16,6 @@ use rustix::mount::{
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
 };
 
-use crate::tree;
-
 /// The longest value that one option of the mount API takes (fs/fsopen.c).
 const OPTION_LENGTH_MAX: usize = 255;
 /// Mounts that may lie on one another before giving up.

@@ -19,8 +19,6 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::tree;
-
 const OPAQUE: &str = "trusted.overlay.opaque";
 /// Links followed on the way to one file; the kernel's own number.
 const LINKS_MAX: usize = 40;

@@ -4,6 +4,7 @@
 //! Docker 25 and later write both, and then the first gives the names and the second is held to its
 //! word.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use oci::{
@@ -18,6 +19,9 @@ use crate::archive::{Archive, ArchiveError, Member};
 const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
 /// Indexes within indexes.
 const INDEX_DEPTH_MAX: usize = 4;
+/// Entries of all indexes together, each as often as it is come to: an index may be listed many times
+/// in another, and that one in yet another.
+const DESCRIPTORS_MAX: usize = 10_000;
 /// Images in one archive.
 const IMAGES_MAX: usize = 1_000;
 /// More layers than overlayfs can stack (500) are of no use.
@@ -204,7 +208,7 @@ fn layout_images(
     beside_saved: bool,
 ) -> Result<Vec<PlannedImage>, PlanError> {
     let mut images: Vec<PlannedImage> = Vec::new();
-    let mut other_platforms = Vec::new();
+    let mut search = Search::default();
     for descriptor in &index.manifests {
         if images.len() == IMAGES_MAX {
             return Err(PlanError::Excess("has more than 1,000 images"));
@@ -212,8 +216,7 @@ fn layout_images(
         if beside_saved && archive.find(&blob_path(&descriptor.digest)).is_none() {
             continue;
         }
-        let Some(found) = manifest_for_machine(archive, descriptor, 0, &mut other_platforms)?
-        else {
+        let Some(found) = search.manifest_for_machine(archive, descriptor, 0)? else {
             continue;
         };
         let manifest: Manifest = parse(&blob_path(&found), &blob(archive, &found, None)?)?;
@@ -230,57 +233,67 @@ fn layout_images(
             None => images.push(image),
         }
     }
-    if images.is_empty() && !beside_saved && !other_platforms.is_empty() {
-        other_platforms.sort();
-        other_platforms.dedup();
+    if images.is_empty() && !beside_saved && !search.other_platforms.is_empty() {
+        let found: Vec<_> = search.other_platforms.into_iter().collect();
         return Err(PlanError::Platform {
             wanted: architecture(),
-            found: other_platforms.join(", "),
+            found: found.join(", "),
         });
     }
     Ok(images)
 }
 
-/// Follows indexes down to the manifest that this machine can run.
-fn manifest_for_machine(
-    archive: &Archive,
-    descriptor: &Descriptor,
-    depth: usize,
-    others: &mut Vec<String>,
-) -> Result<Option<Digest>, PlanError> {
-    // Provenance of a build and such, which buildkit lists among the manifests.
-    if descriptor
-        .annotations
-        .contains_key("vnd.docker.reference.type")
-    {
-        return Ok(None);
-    }
-    if let Some(platform) = &descriptor.platform
-        && (platform.os != "linux" || platform.architecture != architecture())
-    {
-        others.push(format!("{}/{}", platform.os, platform.architecture));
-        return Ok(None);
-    }
-    if !media_type::is_index(&descriptor.media_type) {
-        if !media_type::is_manifest(&descriptor.media_type) {
-            return Err(PlanError::Artifact(descriptor.media_type.clone()));
+/// A search for what this machine can run.
+#[derive(Default)]
+struct Search {
+    visited: usize,
+    other_platforms: BTreeSet<String>,
+}
+
+impl Search {
+    /// Follows indexes down to the first manifest that this machine can run.
+    fn manifest_for_machine(
+        &mut self,
+        archive: &Archive,
+        descriptor: &Descriptor,
+        depth: usize,
+    ) -> Result<Option<Digest>, PlanError> {
+        self.visited += 1;
+        if self.visited > DESCRIPTORS_MAX {
+            return Err(PlanError::Excess("lists more than 10,000 manifests"));
         }
-        return Ok(Some(descriptor.digest.clone()));
-    }
-    if depth == INDEX_DEPTH_MAX {
-        return Err(PlanError::Excess("has indexes within indexes without end"));
-    }
-    let path = blob_path(&descriptor.digest);
-    let index: Index = parse(
-        &path,
-        &blob(archive, &descriptor.digest, Some(descriptor.size))?,
-    )?;
-    for below in &index.manifests {
-        if let Some(found) = manifest_for_machine(archive, below, depth + 1, others)? {
-            return Ok(Some(found));
+        // Provenance of a build and such, which buildkit lists among the manifests.
+        if descriptor
+            .annotations
+            .contains_key("vnd.docker.reference.type")
+        {
+            return Ok(None);
         }
+        if let Some(platform) = &descriptor.platform
+            && (platform.os != "linux" || platform.architecture != architecture())
+        {
+            let other = format!("{}/{}", platform.os, platform.architecture);
+            self.other_platforms.insert(other);
+            return Ok(None);
+        }
+        if !media_type::is_index(&descriptor.media_type) {
+            if !media_type::is_manifest(&descriptor.media_type) {
+                return Err(PlanError::Artifact(descriptor.media_type.clone()));
+            }
+            return Ok(Some(descriptor.digest.clone()));
+        }
+        if depth == INDEX_DEPTH_MAX {
+            return Err(PlanError::Excess("has indexes within indexes without end"));
+        }
+        let content = blob(archive, &descriptor.digest, Some(descriptor.size))?;
+        let index: Index = parse(&blob_path(&descriptor.digest), &content)?;
+        for below in &index.manifests {
+            if let Some(found) = self.manifest_for_machine(archive, below, depth + 1)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
-    Ok(None)
 }
 
 fn layout_image(archive: &Archive, manifest: &Manifest) -> Result<PlannedImage, PlanError> {

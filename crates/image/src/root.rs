@@ -17,7 +17,7 @@ use oci::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::store::{Image, Images, Inner, OpenError, blocking, names_in, remove_or_warn};
-use crate::{mount, place, tree};
+use crate::{mount, place, usage};
 
 /// Name of the mount point in a root's directory.
 pub(crate) const ROOTFS: &str = "rootfs";
@@ -168,7 +168,7 @@ impl Images {
         let (inner, id) = (self.0.clone(), checked(container_id)?);
         blocking(move || {
             let upper = described(&inner, &id)?.upper;
-            tree::disk_usage(&upper).map_err(|source| RootError::System {
+            usage::disk_usage(&upper).map_err(|source| RootError::System {
                 step: "measure",
                 id,
                 source,

@@ -14,8 +14,8 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::Unpacked;
+use crate::mount;
 use crate::table::{Table, TableError};
-use crate::{mount, tree};
 
 /// Shortest beginning of an id that is looked for.
 const ID_PREFIX_MIN: usize = 1;

@@ -9,8 +9,6 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::Errno;
 
-use crate::tree;
-
 /// Largest id that runc takes.
 const ID_MAX: i64 = i32::MAX as i64;
 /// The longest passwd or group file that is read.

@@ -1,13 +1,14 @@
 //! Archives that are damaged, incomplete or not what they seem: a message that names the thing, and
 //! a store that is as before. Needs root.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use image::archive::{ScratchFile, write_scratch};
 use image::{Images, Limits, LoadOptions, Source};
 use jiff::Timestamp;
 use oci::{Digest, ImageConfig, Reference};
+use serde_json::{Value, json};
 
 /// An archive taken apart: names and contents, in order.
 type Parts = Vec<(String, Vec<u8>)>;
@@ -376,4 +377,112 @@ async fn the_same_layer_on_different_layers_is_right_on_each() {
         (0o1777, 0o700, 0o755)
     );
     assert_eq!(files_below(&place.path().join("layers")), 5);
+}
+
+#[test]
+fn a_compressed_layer_that_ends_early_is_refused() {
+    let plain = layer("app");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&plain).expect("memory");
+    let gzip = gzip.finish().expect("memory");
+    let zstd = zstd::encode_all(&plain[..], 1).expect("memory");
+    for (packed, missing) in [(&gzip, 2), (&gzip, 20), (&zstd, 1), (&zstd, 20)] {
+        let short = &packed[..packed.len() - missing];
+        check(
+            &pack(&old_archive(short, &Digest::of(&plain), r#"["old:1"]"#)),
+            &["layer 1 of old:1 (one/layer.tar)", "damaged"],
+        );
+    }
+}
+
+/// An OCI layout with more indexes: `index.json` lists the first of `indexes`, which stand before
+/// what they list.
+fn layout(mut parts: Parts, indexes: &[Value]) -> Vec<u8> {
+    parts.retain(|(name, _)| name != "manifest.json");
+    for index in indexes {
+        let content = index.to_string().into_bytes();
+        parts.push((
+            format!("blobs/sha256/{}", Digest::of(&content).hex()),
+            content,
+        ));
+    }
+    let top = json!({"schemaVersion": 2, "manifests": [listed(&indexes[0])]});
+    *part(&mut parts, "index.json") = top.to_string().into_bytes();
+    pack(&parts)
+}
+
+fn listed(index: &Value) -> Value {
+    let content = index.to_string();
+    json!({
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": Digest::of(content.as_bytes()).to_string(), "size": content.len(),
+        "annotations": {"io.containerd.image.name": "docker.io/me/many:1"},
+    })
+}
+
+/// A manifest that is listed and not there.
+fn absent(os: &str, architecture: &str) -> Value {
+    json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": Digest::of(architecture.as_bytes()).to_string(), "size": 7,
+        "platform": {"os": os, "architecture": architecture},
+    })
+}
+
+#[tokio::test]
+async fn of_many_platforms_this_machine_s_is_taken() {
+    let mut parts = good();
+    let index: Value = serde_json::from_slice(part(&mut parts, "index.json")).expect("an index");
+    let mut ours = index["manifests"][0].clone();
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    ours["platform"] = json!({"os": "linux", "architecture": architecture});
+    let mut provenance = absent("unknown", "unknown");
+    provenance["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest"});
+    let inner = json!({"schemaVersion": 2, "manifests": [
+        absent("linux", "s390x"), absent("windows", architecture), ours,
+    ]});
+    let mut nested = listed(&inner);
+    nested["annotations"] = json!({});
+    let outer = json!({"schemaVersion": 2, "manifests": [
+        absent("linux", "riscv64"), provenance, nested, absent("linux", "ppc64le"),
+    ]});
+    let archive = layout(parts, &[outer, inner]);
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let images = Images::open(place.path()).expect("a store");
+    let source = Source::Reader(Box::new(std::io::Cursor::new(archive)));
+    let loaded = images
+        .load(source, LoadOptions::default())
+        .await
+        .expect("an image");
+    let names: Vec<_> = loaded.iter().flat_map(|one| &one.reference).collect();
+    assert_eq!(names, [&Reference::parse("me/many:1").expect("a name")]);
+}
+
+#[test]
+fn indexes_that_list_each_other_over_and_over_are_not_followed_for_ever() {
+    let others = vec![absent("linux", "s390x"); 200];
+    let mut indexes = vec![json!({"schemaVersion": 2, "manifests": others})];
+    for _ in 0..3 {
+        let below = vec![listed(&indexes[0]); 200];
+        indexes.insert(0, json!({"schemaVersion": 2, "manifests": below}));
+    }
+    check(
+        &layout(good(), &indexes),
+        &["the archive lists more than 10,000 manifests"],
+    );
+    let mut indexes = vec![json!({"schemaVersion": 2, "manifests": []})];
+    for _ in 0..5 {
+        indexes.insert(
+            0,
+            json!({"schemaVersion": 2, "manifests": [listed(&indexes[0])]}),
+        );
+    }
+    check(
+        &layout(good(), &indexes),
+        &["the archive has indexes within indexes without end"],
+    );
 }

@@ -1,10 +1,12 @@
 //! The store from outside: archives in, names, roots on real overlay mounts, restarts. Needs root.
 
 use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use image::archive::{ScratchFile, write_directory, write_scratch};
@@ -635,14 +637,19 @@ async fn loads_and_removals_side_by_side_leave_what_they_should() {
     assert_eq!(open(&place).list().len(), 2);
 }
 
+/// A disk of its own, mounted where the guard of the place unmounts it.
+fn small_disk(place: &Place, options: &CStr) -> PathBuf {
+    let disk = place.path().join("images/roots/disk/rootfs");
+    fs::create_dir_all(&disk).expect("a directory");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &disk, "tmpfs", flags, Some(options)).expect("a small disk");
+    disk
+}
+
 #[tokio::test]
 async fn a_full_disk_loses_nothing() {
     let place = place();
-    let disk = place.path().join("images/roots/disk/rootfs");
-    fs::create_dir_all(&disk).expect("a directory");
-    // Where the guard of the place unmounts it.
-    let flags = rustix::mount::MountFlags::empty();
-    rustix::mount::mount("tmpfs", &disk, "tmpfs", flags, Some(c"size=2m")).expect("a small disk");
+    let disk = small_disk(&place, c"size=2m");
     let images = Images::open(&disk).expect("a store");
     load(&images, &scratch(&["small:1"], &[("/app", "1")]))
         .await
@@ -679,4 +686,114 @@ async fn a_full_disk_loses_nothing() {
         .expect("there is room again");
     drop(images);
     assert_eq!(Images::open(&disk).expect("a store").list().len(), 2);
+}
+
+#[tokio::test]
+async fn what_is_larger_than_it_looks_does_not_take_the_whole_disk() {
+    let place = place();
+    let disk = small_disk(&place, c"size=40m");
+    let images = Images::open(&disk).expect("a store");
+    let zeros = vec![0; 1 << 20];
+    let zeros = std::str::from_utf8(&zeros).expect("zeros are text");
+    let names: Vec<String> = (0..50).map(|number| format!("/{number}")).collect();
+    let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), zeros)).collect();
+    let bomb = scratch(&["bomb:1"], &files);
+    let packed = zstd::encode_all(&bomb[..], 1).expect("memory");
+    assert!(packed.len() < 1 << 20, "{}", packed.len());
+    // As an archive, and, from a file elsewhere, as a layer.
+    let plain = place.path().join("bomb");
+    fs::write(&plain, &bomb).expect("a file");
+    for source in [piped(&packed), Source::Path(plain)] {
+        let error = images.load(source, LoadOptions::default()).await;
+        let error = error.expect_err("a bomb").to_string();
+        let words = ["of the disk", "may be used"];
+        assert!(words.iter().all(|words| error.contains(words)), "{error}");
+        assert!(images.list().is_empty());
+        let left = fs::read_dir(disk.join("tmp")).expect("a directory");
+        assert_eq!(left.count(), 0);
+    }
+    load(&images, &scratch(&["small:1"], &[("/app", "1")]))
+        .await
+        .expect("there is room");
+}
+
+#[tokio::test]
+async fn a_table_that_cannot_be_written_changes_nothing() {
+    let place = place();
+    let images = open(&place);
+    load(&images, &scratch(&["a:1"], &[("/app", "1")]))
+        .await
+        .expect("an image");
+    let before = images.list();
+    let table = place.path().join("images/images.json");
+    let content = fs::read(&table).expect("a table");
+    fs::remove_file(&table).expect("removed");
+    fs::create_dir(&table).expect("something that is in the way");
+    let error = load(&images, &scratch(&["b:1"], &[("/app", "2")])).await;
+    let error = error.expect_err("no table").to_string();
+    assert!(error.contains("nothing was changed"), "{error}");
+    assert_eq!(images.list(), before);
+    drop(images);
+    fs::remove_dir(&table).expect("removed");
+    fs::write(&table, content).expect("the table");
+    let images = open(&place);
+    assert_eq!(images.list(), before);
+    assert_eq!(census(&place), (1, 1, 0));
+}
+
+/// Where [`loads_until_it_is_killed`] loads to.
+const KILLED_PLACE: &str = "WHARF_TEST_KILLED_PLACE";
+
+#[tokio::test]
+#[ignore = "is started, and killed, by the test below"]
+async fn loads_until_it_is_killed() {
+    let place = std::env::var(KILLED_PLACE).expect("the test below says where");
+    let images = Images::open(place).expect("a store");
+    for number in 0.. {
+        let archive = scratch(&[&format!("n{number}:1")], &[("/app", &number.to_string())]);
+        load(&images, &archive).await.expect("an image");
+        println!("loaded {number}");
+    }
+}
+
+/// Whatever it was doing: what was acknowledged is there, what is listed is whole, nothing else is left.
+#[test]
+fn a_killed_process_leaves_whole_images() {
+    for acknowledged in 0..6 {
+        let place = place();
+        let mut loader = Command::new(std::env::current_exe().expect("this test"))
+            .args([
+                "--ignored",
+                "--exact",
+                "--nocapture",
+                "loads_until_it_is_killed",
+            ])
+            .env(KILLED_PLACE, place.path().join("images"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("started");
+        let output = BufReader::new(loader.stdout.take().expect("a pipe"));
+        let lines = output.lines().map(|line| line.expect("a line"));
+        let loaded = lines.filter(|line| line.contains("loaded "));
+        assert_eq!(loaded.take(acknowledged).count(), acknowledged);
+        loader.kill().expect("killed");
+        loader.wait().expect("ended");
+        let images = open(&place);
+        let all = images.list();
+        for number in 0..acknowledged {
+            let name = format!("n{number}:1");
+            assert!(images.find(&name).is_some(), "{name} was acknowledged");
+        }
+        for image in &all {
+            let app = place
+                .path()
+                .join("images/layers")
+                .join(image.layers[0].hex())
+                .join("fs/app");
+            let content = fs::read_to_string(app).expect("the file");
+            assert_eq!(image.references, [name(&format!("n{content}:1"))]);
+        }
+        assert_eq!(census(&place), (all.len(), all.len(), 0));
+    }
 }

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::compression::{Compression, MAGIC_LENGTH};
+use crate::space::{NoRoom, Room};
 use crate::stream::{Allowance, Allowed, Cancel, Part, Watch};
 
 /// More members than any image archive has.
@@ -72,6 +73,16 @@ pub enum ArchiveError {
         directory: PathBuf,
         /// Why not.
         source: io::Error,
+    },
+    /// The decompressed archive would take what others need of the disk.
+    #[error("the archive unpacks to more than {read} bytes, and {free} bytes of the disk at {} may be used: free some space there and try again", directory.display())]
+    NoRoom {
+        /// What was read of it so far.
+        read: u64,
+        /// What may still be written.
+        free: u64,
+        /// Where it was to be kept.
+        directory: PathBuf,
     },
     /// It is no tar, or damaged.
     #[error("this is not a tar archive, or a damaged one: {0}")]
@@ -235,6 +246,7 @@ fn spool_plain(
     };
     let mut file = tempfile::tempfile_in(directory).map_err(spool_error)?;
     let mut buffer = vec![0; 1 << 17];
+    let (mut room, mut total) = (Room::default(), 0);
     loop {
         cancel.check().map_err(ArchiveError::Read)?;
         let read = match plain.read(&mut buffer) {
@@ -243,6 +255,13 @@ fn spool_plain(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(ArchiveError::Read(error)),
         };
+        total += read as u64;
+        let asked = room.ask(&file, read as u64).map_err(spool_error)?;
+        asked.map_err(|NoRoom { free }| ArchiveError::NoRoom {
+            read: total,
+            free,
+            directory: directory.to_owned(),
+        })?;
         file.write_all(&buffer[..read]).map_err(spool_error)?;
         watch(read as u64);
     }
@@ -364,6 +383,8 @@ mod tests {
             ("./one/layer.tar", EntryType::Regular, "first"),
             ("two/layer.tar", EntryType::Symlink, "../one/layer.tar"),
             ("three", EntryType::Link, "one/layer.tar"),
+            ("twice", EntryType::Regular, "the first of two"),
+            ("./twice", EntryType::Regular, "the last"),
             ("loop", EntryType::Symlink, "loop"),
             ("out", EntryType::Symlink, "../../etc/passwd"),
         ]);
@@ -382,6 +403,7 @@ mod tests {
             ] {
                 assert_eq!(read(path).as_deref(), Some(&b"first"[..]), "{path}");
             }
+            assert_eq!(read("twice").as_deref(), Some(&b"the last"[..]));
             for path in ["loop", "out", "two", "../three", ""] {
                 assert_eq!(read(path), None, "{path}");
             }

@@ -8,7 +8,6 @@ use proptest::prelude::*;
 use tar::Header;
 
 use super::*;
-use crate::tree;
 
 mod stream;
 
@@ -607,7 +606,7 @@ fn sizes_are_bounded() {
     );
     refused(
         Stream::default().entry(giant(b'0', 1 << 37)),
-        "are free: free some space",
+        "bytes of the disk may be used: free some space",
     );
     refused(
         Stream::default().entry(giant(b'0', 5000)),
