@@ -17,6 +17,10 @@ const DEPTH: usize = 127;
 /// exponentially.
 const COPIED: usize = 3 << 20;
 
+/// Values that all operations of a patch may move, compare or look through. Each is a step, and
+/// ten thousand operations on a long list would be billions.
+const STEPS: usize = 20_000_000;
+
 /// Why a JSON patch is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JsonPatchError {
@@ -33,6 +37,12 @@ pub enum JsonPatchError {
     TooMany {
         /// How many operations it has.
         count: usize,
+    },
+    /// It would take too long. There is no such limit in the genuine server.
+    #[error("operation {index} of the JSON patch would move more values than one patch may")]
+    TooMuchWork {
+        /// Which operation, from 0.
+        index: usize,
     },
     /// An operation does not apply. The genuine server answers 422 without details: "the server
     /// rejected our request due to an error in our request".
@@ -70,6 +80,46 @@ pub enum Problem {
     /// The copies are too large.
     #[error("the copies are too large")]
     Copied,
+    /// All operations together move too many values.
+    #[error("too many values are moved")]
+    Work,
+}
+
+/// What the operations of one patch may still do.
+struct Budget {
+    /// Bytes that copies may add.
+    copies: usize,
+    /// Values that may be touched.
+    steps: usize,
+}
+
+impl Budget {
+    fn spend(&mut self, steps: usize) -> Result<(), Problem> {
+        self.steps = self.steps.checked_sub(steps).ok_or(Problem::Work)?;
+        Ok(())
+    }
+
+    /// Spends the steps that looking through `value` takes, and returns how deep it nests. It is
+    /// given up as soon as there are none left.
+    fn look_through(&mut self, value: &Value) -> Result<usize, Problem> {
+        self.spend(1)?;
+        let mut deepest = 0;
+        match value {
+            Value::Array(items) => {
+                for item in items {
+                    deepest = deepest.max(1 + self.look_through(item)?);
+                }
+                Ok(deepest.max(1))
+            }
+            Value::Object(members) => {
+                for member in members.values() {
+                    deepest = deepest.max(1 + self.look_through(member)?);
+                }
+                Ok(deepest.max(1))
+            }
+            _ => Ok(0),
+        }
+    }
 }
 
 struct Operation<'a> {
@@ -95,13 +145,19 @@ pub fn json_patch(doc: &mut Value, ops: &Value) -> Result<(), JsonPatchError> {
     }
     let operations = operations.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let mut patched = doc.clone();
-    let mut copied = 0;
+    let mut budget = Budget {
+        copies: COPIED,
+        steps: STEPS,
+    };
     for (index, operation) in operations.iter().enumerate() {
-        perform(&mut patched, operation, &mut copied).map_err(|problem| JsonPatchError::Apply {
-            index,
-            operation: operation.name.to_owned(),
-            path: operation.path.to_owned(),
-            problem,
+        perform(&mut patched, operation, &mut budget).map_err(|problem| match problem {
+            Problem::Work => JsonPatchError::TooMuchWork { index },
+            problem => JsonPatchError::Apply {
+                index,
+                operation: operation.name.to_owned(),
+                path: operation.path.to_owned(),
+                problem,
+            },
         })?;
     }
     *doc = patched;
@@ -135,23 +191,23 @@ fn read(operation: &Value) -> Result<Operation<'_>, JsonPatchError> {
     })
 }
 
-fn perform(doc: &mut Value, operation: &Operation<'_>, copied: &mut usize) -> Result<(), Problem> {
+fn perform(doc: &mut Value, operation: &Operation<'_>, budget: &mut Budget) -> Result<(), Problem> {
     let path = operation.path;
     match operation.name {
-        "add" => add(doc, path, operation.value.clone()),
-        "remove" => remove(doc, path).map(drop),
-        "replace" => replace(doc, path, operation.value),
+        "add" => add(doc, path, operation.value.clone(), budget),
+        "remove" => remove(doc, path, budget).map(drop),
+        "replace" => replace(doc, path, operation.value, budget),
         "move" => {
-            let value = remove(doc, operation.from)?;
-            add(doc, path, value)
+            let value = remove(doc, operation.from, budget)?;
+            add(doc, path, value, budget)
         }
         "copy" => {
-            let value = get(doc, operation.from)?.unwrap_or(&Value::Null).clone();
-            *copied += value.to_string().len();
-            if *copied > COPIED {
-                return Err(Problem::Copied);
-            }
-            add(doc, path, value)
+            let value = get(doc, operation.from)?.unwrap_or(&Value::Null);
+            budget.look_through(value)?;
+            let value = value.clone();
+            let left = budget.copies.checked_sub(value.to_string().len());
+            budget.copies = left.ok_or(Problem::Copied)?;
+            add(doc, path, value, budget)
         }
         "test" => match get(doc, path)? {
             Some(found) if found == operation.value => Ok(()),
@@ -223,9 +279,9 @@ fn get<'a>(doc: &'a mut Value, path: &str) -> Result<Option<&'a Value>, Problem>
     }
 }
 
-fn add(doc: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
+fn add(doc: &mut Value, path: &str, value: Value, budget: &mut Budget) -> Result<(), Problem> {
     let levels = path.bytes().filter(|byte| *byte == b'/').count();
-    if levels + depth(&value) > DEPTH {
+    if levels + budget.look_through(&value)? > DEPTH {
         return Err(Problem::Depth);
     }
     if path.is_empty() {
@@ -248,6 +304,7 @@ fn add(doc: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
             if index > items.len() {
                 return Err(Problem::Index);
             }
+            budget.spend(items.len() - index)?;
             items.insert(index, value);
             Ok(())
         }
@@ -255,36 +312,31 @@ fn add(doc: &mut Value, path: &str, value: Value) -> Result<(), Problem> {
     }
 }
 
-fn remove(doc: &mut Value, path: &str) -> Result<Value, Problem> {
+fn remove(doc: &mut Value, path: &str, budget: &mut Budget) -> Result<Value, Problem> {
     let (container, last) = parent(doc, path)?;
     match container {
         Value::Object(members) => members.remove(&last).ok_or(Problem::MissingPath),
-        Value::Array(items) => Ok(items.remove(existing(&last, items.len())?)),
+        Value::Array(items) => {
+            let index = existing(&last, items.len())?;
+            budget.spend(items.len() - index)?;
+            Ok(items.remove(index))
+        }
         _ => Err(Problem::MissingPath),
     }
 }
 
-fn replace(doc: &mut Value, path: &str, value: &Value) -> Result<(), Problem> {
+fn replace(doc: &mut Value, path: &str, value: &Value, budget: &mut Budget) -> Result<(), Problem> {
     if let Ok((Value::Array(items), last)) = parent(doc, path) {
         let index = existing(&last, items.len())?;
+        budget.spend(items.len() - index)?;
         items.remove(index);
         let path = format!(
             "{}/{index}",
             path.rsplit_once('/').map_or("", |(list, _)| list)
         );
-        return add(doc, &path, value.clone());
+        return add(doc, &path, value.clone(), budget);
     }
-    add(doc, path, value.clone())
-}
-
-/// How deep a value nests; a scalar is 0 deep. Values come from serde_json or were checked here, so
-/// the recursion is bounded.
-fn depth(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
-        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or(0),
-        _ => 0,
-    }
+    add(doc, path, value.clone(), budget)
 }
 
 #[cfg(test)]
@@ -570,5 +622,36 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn the_work_of_a_patch_is_bounded() {
+        let long = json!({"l": vec![""; 100_000], "o": {"a": {"b": vec![""; 100_000]}}});
+        let check = |operation: Value, count: usize, expected: Option<JsonPatchError>| {
+            let mut doc = long.clone();
+            let patch = Value::Array(vec![operation; count]);
+            assert_eq!(json_patch(&mut doc, &patch).err(), expected);
+        };
+        let refused = |index: usize| Some(JsonPatchError::TooMuchWork { index });
+        let first = json!({"op": "add", "path": "/l/0", "value": ""});
+        check(first.clone(), 100, None);
+        check(first, 1000, refused(199));
+        check(
+            json!({"op": "add", "path": "/l/-", "value": ""}),
+            10_000,
+            None,
+        );
+        check(json!({"op": "remove", "path": "/l/0"}), 1000, refused(200));
+        check(
+            json!({"op": "replace", "path": "/l/0", "value": ""}),
+            1000,
+            refused(199),
+        );
+        // What is moved is looked through, so that it does not nest too deep.
+        check(
+            json!({"op": "move", "from": "/o/a", "path": "/o/a"}),
+            1000,
+            refused(199),
+        );
     }
 }

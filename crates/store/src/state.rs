@@ -80,11 +80,24 @@ impl<M> Snapshot<M> {
             Some(after) if after >= name_prefix => Bound::Excluded(after),
             _ => Bound::Included(name_prefix),
         };
+        // Where the range has an end, no name has to be looked at.
+        let end = end_of(name_prefix);
+        let is_past_end = end
+            .as_deref()
+            .zip(after)
+            .is_some_and(|(end, after)| after >= end);
         self.spaces
             .get(space)
+            .filter(|_| !is_past_end)
             .into_iter()
-            .flat_map(move |space| space.names.range::<_, str>((from, Bound::Unbounded)))
-            .take_while(move |(name, _)| name.starts_with(name_prefix))
+            .flat_map(move |space| {
+                let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let is_bounded = end.is_some();
+                space
+                    .names
+                    .range::<_, str>((from, to))
+                    .take_while(move |(name, _)| is_bounded || name.starts_with(name_prefix))
+            })
             .map(|(_, entry)| entry)
             .take(limit)
     }
@@ -143,6 +156,59 @@ impl<M> Snapshot<M> {
                 .get(&key.name)
                 .map_or(key.name, |entry| entry.key.name.clone()),
             space: name.clone(),
+        }
+    }
+}
+
+/// The first text that comes after all that begin with `prefix`, where it is told easily.
+fn end_of(prefix: &str) -> Option<String> {
+    let (last, before) = prefix.as_bytes().split_last()?;
+    let next = last.checked_add(1).filter(u8::is_ascii)?;
+    String::from_utf8([before, &[next]].concat()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    const NAMES: [&str; 9] = ["a", "a-b", "a/", "a/x", "a/~", "a0", "b/x", "é/x", "\u{7f}"];
+
+    #[test]
+    fn a_range_holds_what_begins_with_the_prefix_and_comes_after() {
+        let mut state = Snapshot::empty();
+        for (index, name) in NAMES.into_iter().enumerate() {
+            state.insert(Arc::new(Entry {
+                key: Key::new("space", name),
+                revision: Revision(index as u64),
+                bytes: Bytes::new(),
+                meta: (),
+            }));
+        }
+        let mut sorted = NAMES;
+        sorted.sort_unstable();
+        for prefix in ["", "a", "a/", "a0", "b/", "c/", "é", "é/", "\u{7f}", "~"] {
+            for after in [
+                None,
+                Some(""),
+                Some("a"),
+                Some("a/x"),
+                Some("a0"),
+                Some("b"),
+                Some("é0"),
+            ] {
+                let expected: Vec<&str> = sorted
+                    .into_iter()
+                    .filter(|name| name.starts_with(prefix))
+                    .filter(|name| after.is_none_or(|after| *name > after))
+                    .collect();
+                let got: Vec<&str> = state
+                    .range("space", prefix, after, usize::MAX)
+                    .map(|entry| &*entry.key.name)
+                    .collect();
+                assert_eq!(got, expected, "{prefix:?} after {after:?}");
+            }
         }
     }
 }

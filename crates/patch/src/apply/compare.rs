@@ -20,11 +20,6 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// The fields that the new state sets.
-    pub(crate) fn set(&self) -> FieldSet {
-        self.modified.clone().union(&self.added)
-    }
-
     pub(crate) fn without(self, ignored: &FieldSet) -> Comparison {
         if ignored.is_empty() {
             return self;
@@ -124,12 +119,10 @@ impl Comparison {
                 }
             }
             (Some(old), None) => {
-                self.removed.put_member(element());
-                self.removed.put_child(element(), everything(old, shape));
+                self.removed.put_all(element(), everything(old, shape));
             }
             (None, Some(new)) => {
-                self.added.put_member(element());
-                self.added.put_child(element(), everything(new, shape));
+                self.added.put_all(element(), everything(new, shape));
             }
             (None, None) => {}
         }
@@ -161,17 +154,14 @@ fn everything<S: Shape>(value: &Value, shape: Option<&S>) -> FieldSet {
         View::Map(map) => {
             for (name, value) in map {
                 let child = shape.and_then(|shape| shape.child(name));
-                let element = PathElement::field(name);
-                all.put_member(element.clone());
-                all.put_child(element, everything(value, child.as_ref()));
+                all.put_all(PathElement::field(name), everything(value, child.as_ref()));
             }
         }
         View::List(items) => {
             let child = shape.and_then(Shape::element);
             for item in items {
                 if let Some(element) = shape.and_then(|shape| element_of(item, shape)) {
-                    all.put_member(element.clone());
-                    all.put_child(element, everything(item, child.as_ref()));
+                    all.put_all(element, everything(item, child.as_ref()));
                 }
             }
         }

@@ -96,10 +96,13 @@ impl FieldSet {
 
     /// The paths that are in either.
     #[must_use]
-    pub fn union(mut self, other: &FieldSet) -> FieldSet {
-        self.members.extend(other.members.iter().cloned());
-        for (element, child) in &other.children {
-            let mine = self.children.entry(element.clone()).or_default();
+    pub fn union(mut self, other: FieldSet) -> FieldSet {
+        if self.is_empty() {
+            return other;
+        }
+        self.members.extend(other.members);
+        for (element, child) in other.children {
+            let mine = self.children.entry(element).or_default();
             *mine = std::mem::take(mine).union(child);
         }
         self
@@ -132,39 +135,31 @@ impl FieldSet {
 
     /// The paths that are in this set and not in the other.
     #[must_use]
-    pub fn difference(&self, other: &FieldSet) -> FieldSet {
-        let mut rest = FieldSet {
-            members: self.members.difference(&other.members).cloned().collect(),
-            children: BTreeMap::new(),
-        };
-        for (element, child) in &self.children {
-            let child = match other.children.get(element) {
-                Some(others) => child.difference(others),
-                None => child.clone(),
-            };
-            rest.put_child(element.clone(), child);
+    pub fn difference(mut self, other: &FieldSet) -> FieldSet {
+        for member in &other.members {
+            self.members.remove(member);
         }
-        rest
+        for (element, others) in &other.children {
+            if let Some(child) = self.children.remove(element) {
+                self.put_child(element.clone(), child.difference(others));
+            }
+        }
+        self
     }
 
     /// The paths that are in this set, and are neither in the other nor below a path that is.
     #[must_use]
-    pub fn difference_recursive(&self, other: &FieldSet) -> FieldSet {
-        let mut rest = FieldSet {
-            members: self.members.difference(&other.members).cloned().collect(),
-            children: BTreeMap::new(),
-        };
-        for (element, child) in &self.children {
-            if other.members.contains(element) {
-                continue;
-            }
-            let child = match other.children.get(element) {
-                Some(others) => child.difference_recursive(others),
-                None => child.clone(),
-            };
-            rest.put_child(element.clone(), child);
+    pub fn difference_recursive(mut self, other: &FieldSet) -> FieldSet {
+        for member in &other.members {
+            self.members.remove(member);
+            self.children.remove(member);
         }
-        rest
+        for (element, others) in &other.children {
+            if let Some(child) = self.children.remove(element) {
+                self.put_child(element.clone(), child.difference_recursive(others));
+            }
+        }
+        self
     }
 
     /// Reads `fieldsV1`.
@@ -241,6 +236,14 @@ impl FieldSet {
         }
     }
 
+    /// Adds `element`, which was not in the set yet, and what is below it.
+    pub(crate) fn put_all(&mut self, element: PathElement, child: FieldSet) {
+        if !child.is_empty() {
+            self.children.insert(element.clone(), child);
+        }
+        self.members.insert(element);
+    }
+
     pub(crate) fn without_children(&self) -> FieldSet {
         FieldSet {
             members: self.members.clone(),
@@ -297,9 +300,9 @@ mod tests {
         #[test]
         fn the_algebra_is_that_of_sets(left in paths(), right in paths()) {
             let (one, other) = (set(&left), set(&right));
-            let union = one.clone().union(&other);
+            let union = one.clone().union(other.clone());
             let both = one.intersection(&other);
-            let rest = one.difference(&other);
+            let rest = one.clone().difference(&other);
             for path in left.iter().chain(&right) {
                 let (in_one, in_other) = (one.contains(path), other.contains(path));
                 prop_assert!(in_one || in_other);
@@ -308,8 +311,8 @@ mod tests {
                 prop_assert_eq!(rest.contains(path), in_one && !in_other);
             }
             prop_assert_eq!(one.intersects(&other), !both.is_empty());
-            prop_assert_eq!(rest.union(&both), one.clone());
-            prop_assert!(one.difference(&one).is_empty());
+            prop_assert_eq!(rest.union(both), one.clone());
+            prop_assert!(one.clone().difference(&one).is_empty());
             prop_assert_eq!(union.paths().len(), set(&union.paths()).paths().len());
         }
     }

@@ -135,16 +135,16 @@ impl Managers {
 
     /// Everything that anybody owns.
     pub(crate) fn all_fields(&self) -> FieldSet {
-        self.0
-            .values()
-            .fold(FieldSet::new(), |all, manager| all.union(&manager.set))
+        self.0.values().fold(FieldSet::new(), |all, manager| {
+            all.union(manager.set.clone())
+        })
     }
 
     /// Takes fields from all managers but `except`, and forgets who has none left.
     pub(crate) fn take_from_others(&mut self, fields: &FieldSet, except: Option<&ManagerKey>) {
         for (key, manager) in &mut self.0 {
             if Some(key) != except && manager.set.intersects(fields) {
-                manager.set = manager.set.difference(fields);
+                manager.set = std::mem::take(&mut manager.set).difference(fields);
             }
         }
         self.0.retain(|_, manager| !manager.set.is_empty());
@@ -180,7 +180,7 @@ impl Managers {
             if let Some(merged) = self.0.remove(&key)
                 && let Some(manager) = self.0.get_mut(&bucket)
             {
-                manager.set = std::mem::take(&mut manager.set).union(&merged.set);
+                manager.set = std::mem::take(&mut manager.set).union(merged.set);
                 // The later of the two.
                 manager.time = time;
                 count -= 1;

@@ -190,7 +190,7 @@ pub fn apply<S: Shape>(
     };
 
     let changed = compare(before, &merged, Some(shape)).without(request.ignored);
-    let wanted = changed.set();
+    let wanted = changed.modified.union(changed.added);
     let conflicts = conflicts(&managers, &key, &wanted);
     if !conflicts.is_empty()
         && !request.force
@@ -205,7 +205,7 @@ pub fn apply<S: Shape>(
         named.sort_by(|one, other| one.manager.cmp(&other.manager));
         return Err(ApplyError::Conflicts(named));
     }
-    managers.take_from_others(&wanted.union(&changed.removed), Some(&key));
+    managers.take_from_others(&wanted.union(changed.removed), Some(&key));
     keep_time(&mut managers, &key, former, *before == merged);
     last_applied::refresh(request.manager, &mut merged, &config);
     put_managed_fields(&mut merged, &managers);
@@ -250,8 +250,10 @@ fn account<S: Shape>(
 ) {
     let changed = compare(before, after, Some(shape)).without(request.ignored);
     let key = request.key(Operation::Update);
-    let set = changed.set();
-    managers.take_from_others(&set.clone().union(&changed.removed), None);
+    let set = changed.modified.union(changed.added);
+    if !managers.is_empty() {
+        managers.take_from_others(&set.clone().union(changed.removed), None);
+    }
     let set = set.difference(&UNOWNED);
     if set.is_empty() {
         return;
@@ -261,7 +263,7 @@ fn account<S: Shape>(
         api_version: request.api_version.to_owned(),
         time: None,
     });
-    manager.set = std::mem::take(&mut manager.set).union(&set);
+    manager.set = std::mem::take(&mut manager.set).union(set);
     manager.time = Some(request.now.to_owned());
 }
 
@@ -274,8 +276,8 @@ fn prune<S: Shape>(merged: &Value, last_set: &FieldSet, managers: &Managers, sha
     let last = named(last_set);
     // What others own, below what goes, stays, and so does all that leads there.
     let pruned = without(&last);
-    let kept = named(&typed::owned(&pruned, shape)).union(&named(&managers.all_fields()));
-    let pruned = without(&all.difference(&kept));
+    let kept = named(&typed::owned(&pruned, shape)).union(named(&managers.all_fields()));
+    let pruned = without(&all.clone().difference(&kept));
     // What nobody ever owned stays, too.
     let kept = named(&typed::owned(&pruned, shape));
     without(&all.difference(&kept).intersection(&last))
