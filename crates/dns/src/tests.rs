@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -199,9 +201,12 @@ async fn idle_connections_do_not_keep_others_out_for_ever() {
     assert_eq!(addresses(&ask_over_tcp(&server, &message).await).len(), 1);
 }
 
-/// A resolver that knows one address for every name but `nobody.…`, and does not answer for `silent.…`.
+/// A resolver that knows one address for every name but `nobody.…`, and does not answer for `silent.…`,
+/// nor for anything while it is mute.
 struct Resolver {
     address: SocketAddr,
+    heard: Arc<AtomicUsize>,
+    is_mute: Arc<AtomicBool>,
     _directory: tempfile::TempDir,
     resolv_conf: PathBuf,
 }
@@ -212,12 +217,15 @@ impl Resolver {
             .await
             .expect("binds");
         let address = socket.local_addr().expect("an address");
-        tokio::spawn(resolve(socket, knows));
+        let (heard, is_mute) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
+        tokio::spawn(resolve(socket, knows, heard.clone(), is_mute.clone()));
         let directory = tempfile::tempdir().expect("a temporary directory");
         let resolv_conf = directory.path().join("resolv.conf");
         write_resolv_conf(&resolv_conf, "search example.com\nnameserver 127.0.0.1\n");
         Resolver {
             address,
+            heard,
+            is_mute,
             _directory: directory,
             resolv_conf,
         }
@@ -232,15 +240,21 @@ fn write_resolv_conf(path: &Path, text: &str) {
     std::fs::write(path, text).expect("writes");
 }
 
-async fn resolve(socket: UdpSocket, knows: Ipv4Addr) {
+async fn resolve(
+    socket: UdpSocket,
+    knows: Ipv4Addr,
+    heard: Arc<AtomicUsize>,
+    is_mute: Arc<AtomicBool>,
+) {
     let mut buffer = [0; 4096];
     while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+        heard.fetch_add(1, Ordering::SeqCst);
         let Ok(asked) = Message::from_vec(&buffer[..length]) else {
             continue;
         };
         let query = asked.queries[0].clone();
         let name = query.name().to_string();
-        if name.starts_with("silent") {
+        if name.starts_with("silent") || is_mute.load(Ordering::SeqCst) {
             continue;
         }
         let mut answer = Message::response(asked.metadata.id, OpCode::Query);
@@ -314,6 +328,56 @@ async fn without_resolvers_clients_are_told() {
     }
     let silent = ask(&server, "silent.example.com", RecordType::A).await;
     assert_eq!(silent.metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn names_that_nobody_answers_for_do_not_keep_others_from_theirs() {
+    let known = Ipv4Addr::new(192, 0, 2, 7);
+    let resolver = Resolver::start(known).await;
+    let server = server(&zone_of(1), resolver.upstream()).await;
+    for round in 0..2 {
+        let silent = (0..4).map(|number| {
+            let (server, name) = (&server, format!("silent-{round}-{number}.example.com"));
+            async move { ask(server, &name, RecordType::A).await }
+        });
+        for answer in futures::future::join_all(silent).await {
+            assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        }
+        for number in 0..20 {
+            let name = format!("www-{round}-{number}.example.com");
+            let answer = ask(&server, &name, RecordType::A).await;
+            assert_eq!(addresses(&answer), [known], "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn resolvers_that_are_silent_are_left_alone_until_they_speak() {
+    let known = Ipv4Addr::new(192, 0, 2, 7);
+    let resolver = Resolver::start(known).await;
+    resolver.is_mute.store(true, Ordering::SeqCst);
+    let server = server(&zone_of(1), resolver.upstream()).await;
+    let left_alone = async {
+        for number in 0.. {
+            let before = resolver.heard.load(Ordering::SeqCst);
+            let name = format!("www-{number}.example.com");
+            let answer = ask(&server, &name, RecordType::A).await;
+            assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+            if resolver.heard.load(Ordering::SeqCst) == before {
+                return;
+            }
+        }
+    };
+    timeout(PATIENCE * 3, left_alone)
+        .await
+        .expect("they are left alone");
+    resolver.is_mute.store(false, Ordering::SeqCst);
+    let back = async {
+        while addresses(&ask(&server, "www.example.com", RecordType::A).await).is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, back).await.expect("they are asked again");
 }
 
 #[tokio::test]

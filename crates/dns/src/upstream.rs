@@ -3,6 +3,8 @@
 //! `resolv.conf` is looked at again when a question comes and a moment has passed: an idle server
 //! looks at nothing. Resolvers that have stopped answering are left in peace for a moment, in which
 //! clients are told at once that they cannot be helped, instead of each waiting for the same silence.
+//! Whether they have is found out by a question of our own: that names of some zone are not answered
+//! says nothing about the resolvers, and anybody may ask for such names.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -32,9 +34,9 @@ const QUESTIONS_MAX: usize = 512;
 /// Answers kept, and for how long at most.
 const CACHE_ENTRIES: u64 = 2048;
 const CACHE_TTL_MAX: Duration = Duration::from_secs(30);
-/// After so many questions without any answer, resolvers are left alone …
+/// After so many questions in a row without any answer, resolvers are asked what each can answer.
 const FAILURES_MAX: u32 = 3;
-/// … for so long.
+/// If none does, they are left alone for so long.
 const REST: Duration = Duration::from_secs(2);
 
 /// The resolvers of a `resolv.conf`. Clones share connections and cache.
@@ -54,9 +56,20 @@ struct Inner {
 struct State {
     looked: Option<Instant>,
     modified: Option<SystemTime>,
-    resolver: Option<Arc<TokioResolver>>,
+    resolvers: Option<Resolvers>,
     failures: u32,
     resting_until: Option<Instant>,
+    /// It is being found out whether they answer at all.
+    is_trying: bool,
+}
+
+/// The resolvers of one state of the file.
+#[derive(Clone)]
+struct Resolvers {
+    /// For clients.
+    asked: Arc<TokioResolver>,
+    /// The same ones, without memory.
+    tried: Arc<TokioResolver>,
 }
 
 /// What a resolver says.
@@ -98,43 +111,46 @@ impl Upstream {
     /// Asks the resolvers. Always answers within a few seconds; SERVFAIL says that it could not.
     pub(crate) async fn ask(&self, name: Name, kind: RecordType) -> Said {
         let servfail = || Said::only(ResponseCode::ServFail);
-        let Some(resolver) = self.resolver() else {
+        let Some(resolvers) = self.resolvers() else {
             return servfail();
         };
         let Ok(_permit) = self.0.questions.try_acquire() else {
             return servfail();
         };
-        let asked = tokio::time::timeout(TIMEOUT, resolver.lookup(name.clone(), kind)).await;
-        let said = match asked {
-            Ok(Ok(lookup)) => Ok(Said {
-                code: ResponseCode::NoError,
-                answers: lookup.answers().to_vec(),
-                authorities: Vec::new(),
-            }),
-            Ok(Err(error)) => from_error(error),
-            Err(_) => Err("timed out".to_owned()),
-        };
-        self.note(said.is_ok());
+        let said = look_up(&resolvers.asked, name.clone(), kind).await;
+        match said {
+            Ok(_) => self.0.state.lock().has_answer(),
+            Err(_) => self.note_silence(&resolvers),
+        }
         said.unwrap_or_else(|error| {
             tracing::debug!(%name, %kind, error, "no resolver answered");
             servfail()
         })
     }
 
-    fn note(&self, answered: bool) {
+    /// A question was not answered. After some of them, finds out whether it is for the resolvers.
+    fn note_silence(&self, resolvers: &Resolvers) {
         let mut state = self.0.state.lock();
-        if answered {
-            (state.failures, state.resting_until) = (0, None);
+        state.failures = state.failures.saturating_add(1);
+        if state.failures < FAILURES_MAX || state.is_trying {
             return;
         }
-        state.failures = state.failures.saturating_add(1);
-        if state.failures >= FAILURES_MAX {
-            state.resting_until = Some(Instant::now() + REST);
-        }
+        state.is_trying = true;
+        let (inner, tried) = (self.0.clone(), resolvers.tried.clone());
+        tokio::spawn(async move {
+            // Any resolver knows the servers of the root, or refuses at once to say.
+            let said = look_up(&tried, Name::root(), RecordType::NS).await;
+            let mut state = inner.state.lock();
+            state.is_trying = false;
+            match said {
+                Ok(_) => state.has_answer(),
+                Err(_) => state.resting_until = Some(Instant::now() + REST),
+            }
+        });
     }
 
-    /// The resolver to ask, if there is one that is not resting.
-    fn resolver(&self) -> Option<Arc<TokioResolver>> {
+    /// The resolvers to ask, unless they are resting.
+    fn resolvers(&self) -> Option<Resolvers> {
         let mut state = self.0.state.lock();
         let now = Instant::now();
         if state
@@ -151,13 +167,31 @@ impl Upstream {
                     modified,
                     ..State::default()
                 };
-                state.resolver = read(&self.0).map(Arc::new);
+                state.resolvers = read(&self.0);
             }
         }
         if state.resting_until.is_some_and(|until| now < until) {
             return None;
         }
-        state.resolver.clone()
+        state.resolvers.clone()
+    }
+}
+
+impl State {
+    fn has_answer(&mut self) {
+        (self.failures, self.resting_until) = (0, None);
+    }
+}
+
+async fn look_up(resolver: &TokioResolver, name: Name, kind: RecordType) -> Result<Said, String> {
+    match tokio::time::timeout(TIMEOUT, resolver.lookup(name, kind)).await {
+        Ok(Ok(lookup)) => Ok(Said {
+            code: ResponseCode::NoError,
+            answers: lookup.answers().to_vec(),
+            authorities: Vec::new(),
+        }),
+        Ok(Err(error)) => from_error(error),
+        Err(_) => Err("timed out".to_owned()),
     }
 }
 
@@ -177,9 +211,9 @@ fn from_error(error: NetError) -> Result<Said, String> {
 }
 
 /// The resolvers that the file names; `None` if there are none to ask.
-fn read(inner: &Inner) -> Option<TokioResolver> {
+fn read(inner: &Inner) -> Option<Resolvers> {
     match build(inner) {
-        Ok(resolver) => Some(resolver),
+        Ok(resolvers) => Some(resolvers),
         Err(reason) => {
             let path = inner.path.display();
             tracing::warn!(%path, reason, "names outside the cluster cannot be resolved");
@@ -188,7 +222,7 @@ fn read(inner: &Inner) -> Option<TokioResolver> {
     }
 }
 
-fn build(inner: &Inner) -> Result<TokioResolver, String> {
+fn build(inner: &Inner) -> Result<Resolvers, String> {
     let text = std::fs::read(&inner.path).map_err(|error| error.to_string())?;
     let (config, _) = parse_resolv_conf(text).map_err(|error| error.to_string())?;
     let (_, _, mut servers) = config.into_parts();
@@ -204,14 +238,22 @@ fn build(inner: &Inner) -> Result<TokioResolver, String> {
     }
     // Names come whole: what to append to them was the client's business.
     let config = ResolverConfig::from_name_servers(servers);
+    Ok(Resolvers {
+        asked: resolver(config.clone(), CACHE_ENTRIES)?,
+        tried: resolver(config, 0)?,
+    })
+}
+
+fn resolver(config: ResolverConfig, cache_entries: u64) -> Result<Arc<TokioResolver>, String> {
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     let options = builder.options_mut();
     options.ndots = 0;
     options.timeout = TIMEOUT_TRY;
     options.attempts = TRIES;
-    options.cache_size = CACHE_ENTRIES;
+    options.cache_size = cache_entries;
     options.positive_max_ttl = Some(CACHE_TTL_MAX);
     options.negative_max_ttl = Some(CACHE_TTL_MAX);
     options.use_hosts_file = ResolveHosts::Never;
-    builder.build().map_err(|error| error.to_string())
+    let built = builder.build().map_err(|error| error.to_string())?;
+    Ok(Arc::new(built))
 }
