@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -15,12 +14,13 @@ use lifecycle::Drain;
 use parking_lot::Mutex;
 use serde_json::Value;
 use store::{Key, Store};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::authorize::roles::Roles;
 use crate::authorize::{Authorizer, require};
+use crate::bodies::{self, Bodies, Held};
 use crate::caller::{self, Caller, Certified};
 use crate::encode::Head;
+use crate::heavy::{Heavy, Load};
 use crate::meta::Meta;
 use crate::options::Accept;
 use crate::route::{Query, RequestInfo};
@@ -32,15 +32,6 @@ use crate::{
     websocket,
 };
 
-/// Bytes of a request body; upstream's limit.
-pub(crate) const BODY_LIMIT: usize = 3 * 1024 * 1024;
-/// How long a body may take to arrive; upstream's limit for a whole request.
-const TIMEOUT_BODY: Duration = Duration::from_secs(60);
-/// Requests from the network that may hold a body at once; more wait, so that the memory they take
-/// is bounded.
-const BODIES: usize = 256;
-/// How long a request waits for its turn before it is told to come again.
-const TIMEOUT_TURN: Duration = Duration::from_secs(30);
 /// Warnings on one answer, so that the head of the answer stays small.
 const WARNINGS: usize = 32;
 
@@ -56,7 +47,8 @@ pub(crate) struct Core {
     resources: HashMap<String, Arc<Resource>>,
     by_kind: HashMap<String, Arc<Resource>>,
     started: AtomicBool,
-    bodies: Arc<Semaphore>,
+    bodies: Bodies,
+    heavy: Heavy,
 }
 
 /// A kind with what is worked out from it once.
@@ -192,7 +184,8 @@ impl Core {
             resources,
             by_kind,
             started: AtomicBool::new(false),
-            bodies: Arc::new(Semaphore::new(BODIES)),
+            bodies: Bodies::new(),
+            heavy: Heavy::new(),
         })
     }
 
@@ -382,12 +375,6 @@ async fn answer(
         None => authenticate(&core, &parts)?,
     };
     let caller = impersonate(&core, caller, &parts.headers)?;
-    // Read even where nobody needs it: a connection with half a request in it is of no more use.
-    let (body, _turn) = if info.is_proxied() {
-        (body, None)
-    } else {
-        take_body(&core, &parts, body).await?
-    };
     require(&core.authorizer, &caller, &info)?;
     if !info.is_resource {
         return unresourceful(&core, &info, &parts.headers, &query, &parts.method);
@@ -412,6 +399,7 @@ async fn answer(
             )));
         }
     };
+    let (body, _room) = take_body(&core, &caller, &info, &parts, body).await?;
     let call = Call {
         resource: resource.clone(),
         caller,
@@ -428,7 +416,9 @@ async fn answer(
         warnings: Mutex::default(),
         core,
     };
-    let answered = dispatch(&call, Request::from_parts(parts, body)).await;
+    let load = load(&call, &body);
+    let handler = dispatch(&call, Request::from_parts(parts, body));
+    let answered = call.core.heavy.run(load, handler).await;
     let mut response = answered.unwrap_or_else(Failure::into_response);
     for warning in call.warnings.lock().iter() {
         let value = format!("299 - {}", kinds::quote(warning));
@@ -439,27 +429,45 @@ async fn answer(
     Ok(response)
 }
 
-/// The body of a request from the network in memory, when it is its turn. Callers inside the
-/// process have their bodies in memory already, and streams have none.
+/// The body of a request from the network in memory. Callers inside the process have their bodies
+/// in memory already, and streams have none.
 async fn take_body(
     core: &Core,
+    caller: &Caller,
+    info: &RequestInfo,
     parts: &http::request::Parts,
     body: Body,
-) -> Result<(Body, Option<OwnedSemaphorePermit>), Failure> {
+) -> Result<(Body, Option<Held>), Failure> {
     let from_network = parts.extensions.get::<Certified>().is_some();
     let has_body = !matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
-    if !from_network || !has_body || parts.headers.contains_key(header::UPGRADE) {
+    if !from_network || !has_body || info.is_stream() {
         return Ok((body, None));
     }
-    let turn = tokio::time::timeout(TIMEOUT_TURN, core.bodies.clone().acquire_owned()).await;
-    let Ok(Ok(turn)) = turn else {
-        return Err(Failure::too_many_requests(
-            "too many requests, please try again later",
-            1,
-        ));
-    };
-    let bytes = collect(body).await?;
-    Ok((Body::from(bytes), Some(turn)))
+    let (bytes, held) = core.bodies.take(&caller.name, body).await?;
+    Ok((Body::from(bytes), Some(held)))
+}
+
+/// What a request has to handle. Streams have nothing that is handled here.
+fn load(call: &Call, body: &Body) -> Load {
+    let (info, store) = (&call.info, call.core.store());
+    if info.is_stream() || info.verb == "watch" {
+        return Load::default();
+    }
+    let plain = call.accept == Accept::PLAIN;
+    let length = http_body::Body::size_hint(body).lower();
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    match &*info.verb {
+        "get" if plain => Load::default(),
+        "list" if plain => Load::default(),
+        "list" | "deletecollection" => Load {
+            bytes: length,
+            objects: store.snapshot().count(&call.resource.space, ""),
+        },
+        _ => Load {
+            bytes: length.max(store.get(&call.key()).map_or(0, |entry| entry.bytes.len())),
+            objects: 0,
+        },
+    }
 }
 
 fn authenticate(core: &Core, parts: &http::request::Parts) -> Result<Arc<Caller>, Failure> {
@@ -614,22 +622,5 @@ fn check_place(call: &Call) -> Result<(), Failure> {
 
 /// The whole body of a request, up to the limit, if it arrives in time.
 pub(crate) async fn read_body(request: Request<Body>) -> Result<Bytes, Failure> {
-    collect(request.into_body()).await
-}
-
-async fn collect(body: Body) -> Result<Bytes, Failure> {
-    let limited = http_body_util::Limited::new(body, BODY_LIMIT);
-    let collected = http_body_util::BodyExt::collect(limited);
-    match tokio::time::timeout(TIMEOUT_BODY, collected).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(Failure::too_large())
-        }
-        Ok(Err(error)) => Err(Failure::bad_request(format!(
-            "read the request body: {error}"
-        ))),
-        Err(_) => Err(Failure::timeout(
-            "request did not complete within the allotted timeout",
-        )),
-    }
+    bodies::collect(request.into_body(), None).await
 }

@@ -21,12 +21,14 @@
 mod admit;
 mod allocate;
 mod authorize;
+mod bodies;
 mod bootstrap;
 mod caller;
 mod discovery;
 mod encode;
 mod handle;
 mod health;
+mod heavy;
 mod local;
 mod meta;
 mod openapi;

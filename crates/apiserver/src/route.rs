@@ -162,6 +162,14 @@ impl RequestInfo {
     pub(crate) fn is_proxied(&self) -> bool {
         self.subresource == "proxy"
     }
+
+    /// Whether what is sent goes on to others as it comes.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(
+            self.subresource.as_str(),
+            "proxy" | "exec" | "attach" | "portforward" | "log"
+        )
+    }
 }
 
 fn selected(query: &Query) -> Option<FieldSelector> {

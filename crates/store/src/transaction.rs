@@ -33,6 +33,11 @@ impl Body {
         }
     }
 
+    /// How many bytes it has, but for the digits of its revision.
+    pub fn size(&self) -> usize {
+        self.before.len() + self.after.as_ref().map_or(0, Bytes::len)
+    }
+
     /// The bytes as they are stored at `revision`.
     pub fn at(&self, revision: Revision) -> Bytes {
         let Some(after) = &self.after else {
@@ -201,10 +206,7 @@ pub(crate) struct PreparedWrite<M> {
 impl<M> Prepared<M> {
     /// About how many bytes it will write.
     pub(crate) fn weight(&self) -> usize {
-        self.writes
-            .iter()
-            .map(|write| write.body.before.len() + write.body.after.as_ref().map_or(0, Bytes::len))
-            .sum()
+        self.writes.iter().map(|write| write.body.size()).sum()
     }
 }
 

@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use jiff::Timestamp;
 use rand::Rng as _;
 use serde_json::Value;
-use store::{CommitError, Entry, Expected, Key, Transaction};
+use store::{CommitError, Entry, Expected, Key, Transaction, Write};
 
 use super::{answer, managed};
 use crate::Body;
@@ -25,6 +25,9 @@ use crate::status::{Failure, FaultReason, fault};
 /// How often an update is tried against states that others keep changing, and a create against
 /// others that take the chosen addresses first.
 const TRIES: usize = 32;
+/// Bytes of a stored object. Patches grow objects step by step, and every watcher gets the whole of
+/// it each time. Upstream's limit is 1.5 MiB in a denser form than JSON.
+const OBJECT_LIMIT: usize = 2 << 20;
 /// How many generated names are tried; upstream tries as often.
 const TRIES_NAME: usize = 8;
 /// Bytes of a generated name before its random end.
@@ -436,6 +439,15 @@ pub(crate) async fn commit(
     call: &Call,
     transaction: Transaction,
 ) -> Result<Arc<Entry<Meta>>, Refused> {
+    let too_large = transaction
+        .writes
+        .iter()
+        .any(|write| matches!(write, Write::Put { body, .. } if body.size() > OBJECT_LIMIT));
+    if too_large {
+        return Err(Refused::Failure(Failure::plain_internal(
+            "etcdserver: request is too large",
+        )));
+    }
     match call.core.store().commit(transaction).await {
         // Nothing that has to happen after a write belongs here: when the client goes away, this
         // future is dropped, and the write happens none the less.

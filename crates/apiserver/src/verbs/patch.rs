@@ -135,7 +135,7 @@ fn json(bytes: &Bytes) -> Result<Value, Failure> {
 fn json_patch(object: &mut Value, operations: &Value) -> Result<(), Failure> {
     patch::json_patch(object, operations).map_err(|error| match error {
         JsonPatchError::Decode { .. } => Failure::bad_request(error.to_string()),
-        JsonPatchError::TooMany { .. } => {
+        JsonPatchError::TooMany { .. } | JsonPatchError::TooMuchWork { .. } => {
             Failure::too_large_because(format!("Request entity too large: {error}"))
         }
         JsonPatchError::Apply { .. } => {

@@ -235,3 +235,55 @@ async fn status_is_written_through_its_own_door() {
     assert_eq!(written.body["spec"]["replicas"], 2);
     assert_eq!(written.body["metadata"]["generation"], 1);
 }
+
+#[tokio::test]
+async fn an_object_grows_no_larger_than_one_may_be() {
+    let house = House::new().await;
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let labels = json!({"a": "b"});
+    let body = json!({"metadata": {"name": "d"}, "spec": {
+        "selector": {"matchLabels": labels},
+        "template": {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i", "args": ["a"]}]}},
+    }});
+    house.post(path, body).await.expect_code(201);
+    let path = format!("{path}/d");
+    let arguments = vec!["x".repeat(1000); 900];
+    let grow: Vec<Value> = arguments
+        .iter()
+        .map(|argument| json!({"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": argument}))
+        .collect();
+    let grow = Value::from(grow).to_string();
+    let patch = async || {
+        let media = "application/json-patch+json";
+        house.call(Method::PATCH, &path, media, grow.clone()).await
+    };
+    patch().await.expect_code(200);
+    let last = patch().await.expect_code(200);
+    let refused = patch().await.expect_code(500);
+    assert_eq!(refused.body["message"], "etcdserver: request is too large");
+    assert_eq!(house.get(&path).await.revision(), last.revision());
+}
+
+#[tokio::test]
+async fn a_patch_that_moves_too_much_is_refused() {
+    let house = House::new().await;
+    house.config_map("a", json!({})).await;
+    let mut operations = vec![json!({"op": "add", "path": "/list", "value": vec![""; 100_000]})];
+    operations.extend(vec![
+        json!({"op": "add", "path": "/list/0", "value": ""});
+        9000
+    ]);
+    let answer = house
+        .call(
+            Method::PATCH,
+            &format!("{MAPS}/a"),
+            "application/json-patch+json",
+            Value::from(operations).to_string(),
+        )
+        .await;
+    answer.expect_failure(
+        413,
+        "RequestEntityTooLarge",
+        "Request entity too large: operation 199 of the JSON patch would move more values than one patch may",
+    );
+}

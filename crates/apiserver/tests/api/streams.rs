@@ -261,6 +261,38 @@ async fn garbage_on_the_port_does_no_harm() {
 }
 
 #[tokio::test]
+async fn who_may_not_is_told_before_the_body_is_read() {
+    let listening = Listening::new().await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(listening.authority.certificate_der())
+        .expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let address = listening.url.trim_start_matches("https://");
+    let stream = tokio::net::TcpStream::connect(address)
+        .await
+        .expect("connected");
+    let name = rustls::pki_types::ServerName::from(IpAddr::from(Ipv4Addr::LOCALHOST));
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect(name, stream)
+        .await
+        .expect("a handshake");
+    let head = format!(
+        "POST {PODS} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{{"
+    );
+    stream.write_all(head.as_bytes()).await.expect("written");
+    stream.flush().await.expect("sent");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(&answer, b"HTTP/1.1 403");
+}
+
+#[tokio::test]
 async fn controllers_act_under_roles_of_their_own() {
     let house = House::new().await;
     let client = house
