@@ -37,6 +37,7 @@ mod pods;
 mod replicaset;
 mod service_account;
 mod slices;
+mod tokens;
 mod work;
 mod writes;
 
@@ -111,7 +112,7 @@ type Controller = (&'static str, fn(Context) -> Running);
 
 /// Runs all controllers until `drain` is signaled.
 pub async fn run(informers: Informers, config: Config, drain: Drain) {
-    let controllers: [Controller; 14] = [
+    let controllers: [Controller; 15] = [
         ("deployment-controller", |context| {
             Box::pin(deployment::run(context))
         }),
@@ -132,6 +133,9 @@ pub async fn run(informers: Informers, config: Config, drain: Drain) {
         }),
         ("root-ca-cert-publisher", |context| {
             Box::pin(certificates::run(context))
+        }),
+        ("tokens-controller", |context| {
+            Box::pin(tokens::run(context))
         }),
         ("namespace-controller", |context| {
             Box::pin(namespace::run(context))

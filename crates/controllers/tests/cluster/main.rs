@@ -7,6 +7,7 @@ mod namespaces;
 mod nodes;
 mod roles;
 mod services;
+mod tokens;
 
 use std::fmt::Debug;
 use std::sync::Arc;
