@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+/// What the runtime is asked and says in the same words.
+pub use runtime::{ContainerState, Mount, Propagation, Resources, Seccomp, Security};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -46,21 +48,6 @@ pub struct PortMapping {
     pub port: u16,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
-}
-
-/// Limits and shares. Absent means unlimited.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Resources {
-    /// Relative CPU weight, v1 scale (2…262144).
-    pub cpu_shares: Option<u64>,
-    /// CPU time in microseconds per `cpu_period`.
-    pub cpu_quota: Option<i64>,
-    /// Period in microseconds (default 100,000).
-    pub cpu_period: Option<u64>,
-    /// Bytes.
-    pub memory_limit: Option<i64>,
-    /// Number of processes and threads.
-    pub pids_limit: Option<i64>,
 }
 
 /// A sandbox to be made.
@@ -111,62 +98,6 @@ pub struct SandboxStatus {
     pub containers: Vec<ContainerStatus>,
 }
 
-/// Something of the machine that appears inside a container.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Mount {
-    /// Path on the machine. It exists; resolved by the caller.
-    pub source: PathBuf,
-    /// Absolute path in the container; made if absent.
-    pub target: PathBuf,
-    /// Writes fail with EROFS.
-    pub read_only: bool,
-    /// Mount propagation.
-    pub propagation: Propagation,
-}
-
-/// How mounts made on one side show on the other (mount_namespaces(7)).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Propagation {
-    /// `rprivate`.
-    #[default]
-    Private,
-    /// `rslave`.
-    HostToContainer,
-    /// `rshared`.
-    Bidirectional,
-}
-
-/// Which system calls are allowed.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub enum Seccomp {
-    /// The runtime's default profile (the same as Docker's).
-    #[default]
-    Default,
-    /// All.
-    Unconfined,
-    /// A profile in the OCI/Docker JSON form.
-    Profile(PathBuf),
-}
-
-/// What a container may do.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Security {
-    /// All capabilities, all devices, no masked paths.
-    pub privileged: bool,
-    /// Root file system mounted read-only.
-    pub read_only_root: bool,
-    /// Added to the default set; `ALL` for all. Names without `CAP_`.
-    pub capabilities_add: Vec<String>,
-    /// Dropped from the default set; `ALL` for all.
-    pub capabilities_drop: Vec<String>,
-    /// Sets `no_new_privs`.
-    pub no_new_privileges: bool,
-    /// System call filter.
-    pub seccomp: Seccomp,
-    /// `/proc` unmasked.
-    pub unmasked_proc: bool,
-}
-
 /// A container to be made. The image's config fills what is absent (OCI image spec, conversion).
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ContainerSpec {
@@ -206,40 +137,6 @@ pub struct ContainerSpec {
     pub stop_signal: Option<String>,
     /// Kept and returned.
     pub labels: Labels,
-}
-
-/// The life of a container.
-///
-/// ```text
-/// create ─► Created ─start─► Running ─► Exited ─remove─► gone
-///              └────────── start fails ────┘ (code 128, message)
-/// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum ContainerState {
-    /// Made, not started.
-    Created,
-    /// Its process runs.
-    Running {
-        /// Process id on the machine.
-        pid: i32,
-        /// When it started.
-        started_at: Timestamp,
-    },
-    /// Its process ended, or could not be started.
-    Exited {
-        /// Exit status; 128 + signal for one that was killed.
-        code: i32,
-        /// The signal that killed it.
-        signal: Option<i32>,
-        /// The kernel killed it for want of memory.
-        oom_killed: bool,
-        /// When it started, if it did.
-        started_at: Option<Timestamp>,
-        /// When it ended.
-        finished_at: Timestamp,
-        /// Why it could not be started.
-        message: Option<String>,
-    },
 }
 
 /// A container as it is.

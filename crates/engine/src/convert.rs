@@ -1,8 +1,7 @@
 //! What is asked for and what the image says, as one container for the runtime (OCI image
 //! specification, conversion to a runtime configuration).
 
-use crate::api::{self, ContainerSpec, Error};
-use runtime::{ContainerState, Resources};
+use crate::api::{ContainerSpec, Error};
 
 /// Docker's, for images that say nothing.
 const PATH_DEFAULT: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -144,70 +143,6 @@ fn parse_signal(text: &str) -> Option<i32> {
         .into_iter()
         .find(|(known, _)| *known == name)
         .map(|(_, number)| number)
-}
-
-pub(crate) fn resources(limits: &api::Resources) -> Resources {
-    Resources {
-        cpu_shares: limits.cpu_shares,
-        cpu_quota: limits.cpu_quota,
-        cpu_period: limits.cpu_period,
-        memory_limit: limits.memory_limit,
-        pids_limit: limits.pids_limit,
-    }
-}
-
-pub(crate) fn mount(mount: &api::Mount) -> runtime::Mount {
-    runtime::Mount {
-        source: mount.source.clone(),
-        target: mount.target.clone(),
-        read_only: mount.read_only,
-        propagation: match mount.propagation {
-            api::Propagation::Private => runtime::Propagation::Private,
-            api::Propagation::HostToContainer => runtime::Propagation::HostToContainer,
-            api::Propagation::Bidirectional => runtime::Propagation::Bidirectional,
-        },
-    }
-}
-
-pub(crate) fn security(security: &api::Security) -> runtime::Security {
-    runtime::Security {
-        privileged: security.privileged,
-        read_only_root: security.read_only_root,
-        capabilities_add: security.capabilities_add.clone(),
-        capabilities_drop: security.capabilities_drop.clone(),
-        no_new_privileges: security.no_new_privileges,
-        seccomp: match &security.seccomp {
-            api::Seccomp::Default => runtime::Seccomp::Default,
-            api::Seccomp::Unconfined => runtime::Seccomp::Unconfined,
-            api::Seccomp::Profile(path) => runtime::Seccomp::Profile(path.clone()),
-        },
-        unmasked_proc: security.unmasked_proc,
-    }
-}
-
-pub(crate) fn state(state: &ContainerState) -> api::ContainerState {
-    match state {
-        ContainerState::Created => api::ContainerState::Created,
-        ContainerState::Running { pid, started_at } => api::ContainerState::Running {
-            pid: *pid,
-            started_at: *started_at,
-        },
-        ContainerState::Exited {
-            code,
-            signal,
-            oom_killed,
-            started_at,
-            finished_at,
-            message,
-        } => api::ContainerState::Exited {
-            code: *code,
-            signal: *signal,
-            oom_killed: *oom_killed,
-            started_at: *started_at,
-            finished_at: *finished_at,
-            message: message.clone(),
-        },
-    }
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ use crate::error::{machine, of_keeper};
 use crate::events::Listeners;
 use crate::sandbox::{Container, Sandbox, advance};
 use crate::user::Users;
-use crate::{convert, execute, streams};
+use crate::{execute, streams};
 
 /// Sandboxes that are made side by side; more would only make each of them slower.
 const MAKING_MAX: usize = 16;
@@ -249,7 +249,7 @@ impl Inner {
             self.listeners.tell(&Event::Container {
                 sandbox: sandbox.id.clone(),
                 container: id.clone(),
-                state: convert::state(state),
+                state: state.clone(),
             });
         }
     }

@@ -12,7 +12,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::api::{ContainerId, ContainerStatus, Labels, SandboxId, SandboxSpec, SandboxStatus};
-use crate::convert;
 
 /// What the engine notes in a sandbox's record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,7 +82,7 @@ impl Container {
             name: self.note.name.clone(),
             image: self.note.image.clone(),
             image_id: self.note.image_id.clone(),
-            state: convert::state(&self.state.borrow()),
+            state: self.state.borrow().clone(),
             created_at: self.record.created_at,
             log_path: self.record.spec.log_path.clone().unwrap_or_default(),
             labels: self.note.labels.clone(),

@@ -20,6 +20,7 @@ pub(crate) fn streams(ends: StreamEnds, wants_stdin: bool) -> io::Result<Streams
         stdout,
         stderr,
         tty,
+        ..
     } = ends;
     if !tty {
         return Ok(Streams {

@@ -185,7 +185,7 @@ fn runtime_spec(
     };
     let read_only = spec.security.read_only_root;
     let mut mounts = etc::mounts(&sandbox.directory, &spec.mounts, read_only);
-    mounts.extend(spec.mounts.iter().map(convert::mount));
+    mounts.extend(spec.mounts.iter().cloned());
     let note = ContainerNote {
         name: spec.name.clone(),
         image: spec.image.clone(),
@@ -210,8 +210,8 @@ fn runtime_spec(
         },
         mounts,
         cgroup: format!("{}/{}", sandbox.cgroup, id.0),
-        resources: convert::resources(&spec.resources),
-        security: convert::security(&spec.security),
+        resources: spec.resources.clone(),
+        security: spec.security.clone(),
         tty: spec.tty,
         stdin: spec.stdin,
         stdin_once: spec.stdin_once,

@@ -11,8 +11,8 @@ use runtime::Keeper;
 use super::{Inner, SHM_SIZE};
 use crate::api::{Error, NetworkMode, PortMapping, SandboxId, SandboxSpec, SandboxStatus};
 use crate::error::machine;
+use crate::etc;
 use crate::sandbox::{Made, Sandbox, SandboxNote};
-use crate::{convert, etc};
 
 impl Inner {
     pub(super) async fn run_sandbox(
@@ -100,7 +100,7 @@ impl Inner {
             sysctls: spec.sysctls.clone(),
             cgroup: self.cgroup(id, spec),
             keeper_cgroup: format!("/{}/keepers", self.config.instance),
-            resources: convert::resources(&spec.resources),
+            resources: spec.resources.clone(),
             shm_size: SHM_SIZE,
             note: serde_json::to_value(note)
                 .map_err(|error| machine("write the record of", &id.0, error))?,

@@ -2,25 +2,15 @@
 //!
 //! The program is its own keeper, so it brings its own `main`. Arguments are parts of test names.
 
+#[path = "../../../runtime/tests/kernel/harness.rs"]
+mod harness;
 mod house;
 mod lives;
 mod streams;
 
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use futures::FutureExt as _;
-
-type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
-
-macro_rules! tests {
-    ($($module:ident :: $name:ident),* $(,)?) => {
-        &[$((concat!(stringify!($module), "::", stringify!($name)), || Box::pin($module::$name()))),*]
-    };
-}
+use harness::{Test, tests};
 
 const TESTS: &[Test] = tests![
     lives::a_sandbox_from_beginning_to_end,
@@ -35,55 +25,12 @@ const TESTS: &[Test] = tests![
     streams::terminals,
 ];
 
-/// Longer than any test takes.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments
-        .next()
-        .is_some_and(|first| first == runtime::KEEPER_ARGUMENT)
-    {
-        runtime::keeper_main(arguments);
-    }
-    let filters: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    if !rustix::process::geteuid().is_root() {
-        println!("not root: kernel tests are left out");
-        return ExitCode::SUCCESS;
-    }
-    // Before there is a second thread: links and tables are seen by nobody else.
+    harness::run(TESTS, own_network)
+}
+
+/// Links and tables are seen by nobody else.
+fn own_network() {
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
         .expect("root may have a network namespace");
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
-    let mut failed = Vec::new();
-    for (name, test) in TESTS {
-        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
-            continue;
-        }
-        let result = runtime.block_on(async {
-            AssertUnwindSafe(tokio::time::timeout(TIMEOUT, test()))
-                .catch_unwind()
-                .await
-        });
-        let passed = matches!(result, Ok(Ok(())));
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        if !passed {
-            failed.push(name);
-        }
-    }
-    // A failed test may have left a read that never ends.
-    runtime.shutdown_background();
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        println!("failed: {failed:?}");
-        ExitCode::FAILURE
-    }
 }
