@@ -408,6 +408,14 @@ fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     })
 }
 
+/// The form of a limit whose negative values mean "none".
+fn maximum(limit: i64) -> String {
+    match limit {
+        ..0 => "max".to_owned(),
+        limit => limit.to_string(),
+    }
+}
+
 fn read_number(path: &Path) -> Result<u64, CgroupError> {
     let failed = |source| CgroupError::File {
         step: "read",
@@ -474,6 +482,44 @@ fn remove_directory(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_written_in_the_words_of_each_version() {
+        let resources = Resources {
+            cpu_shares: Some(1024),
+            cpu_quota: Some(50_000),
+            memory_limit: Some(64 << 20),
+            pids_limit: Some(-1),
+            ..Resources::default()
+        };
+        let version_1: Vec<_> = version_1::limits(&resources)
+            .into_iter()
+            .map(|(controller, file, value)| format!("{controller}:{file}={value}"))
+            .collect();
+        assert_eq!(
+            version_1,
+            [
+                "cpu:cpu.shares=1024",
+                "cpu:cpu.cfs_period_us=100000",
+                "cpu:cpu.cfs_quota_us=50000",
+                "memory:memory.limit_in_bytes=67108864",
+                "pids:pids.max=max",
+            ]
+        );
+        let version_2: Vec<_> = version_2::limits(&resources)
+            .into_iter()
+            .map(|(file, value)| format!("{file}={value}"))
+            .collect();
+        assert_eq!(
+            version_2,
+            [
+                "cpu.weight=100",
+                "cpu.max=50000 100000",
+                "memory.max=67108864",
+                "pids.max=max",
+            ]
+        );
+    }
 
     #[test]
     fn paths_that_climb_are_refused() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{CgroupError, make_directory, write};
+use super::{CgroupError, make_directory, maximum, write};
 use crate::spec::Resources;
 
 /// Makes a directory with all above it. In the cpuset hierarchy a new directory has no CPUs, and
@@ -54,41 +54,7 @@ pub(super) fn limits(resources: &Resources) -> Vec<(&'static str, &'static str, 
         limits.push(("memory", "memory.limit_in_bytes", limit.to_string()));
     }
     if let Some(limit) = resources.pids_limit {
-        let limit = match limit {
-            ..0 => "max".to_owned(),
-            limit => limit.to_string(),
-        };
-        limits.push(("pids", "pids.max", limit));
+        limits.push(("pids", "pids.max", maximum(limit)));
     }
     limits
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_are_written_in_this_version_s_words() {
-        let resources = Resources {
-            cpu_shares: Some(1024),
-            cpu_quota: Some(50_000),
-            memory_limit: Some(64 << 20),
-            pids_limit: Some(-1),
-            ..Resources::default()
-        };
-        let found: Vec<_> = limits(&resources)
-            .into_iter()
-            .map(|(controller, file, value)| format!("{controller}:{file}={value}"))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                "cpu:cpu.shares=1024",
-                "cpu:cpu.cfs_period_us=100000",
-                "cpu:cpu.cfs_quota_us=50000",
-                "memory:memory.limit_in_bytes=67108864",
-                "pids:pids.max=max",
-            ]
-        );
-    }
 }

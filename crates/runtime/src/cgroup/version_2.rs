@@ -18,7 +18,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{CgroupError, make_directory, write};
+use super::{CgroupError, make_directory, maximum, write};
 use crate::spec::Resources;
 
 /// Without these a sandbox cannot be limited and counted. Memory comes first: a cgroup with processes
@@ -169,41 +169,9 @@ fn weight(shares: u64) -> u64 {
     }
 }
 
-/// The form of a limit whose negative values mean "none".
-fn maximum(limit: i64) -> String {
-    match limit {
-        ..0 => "max".to_owned(),
-        limit => limit.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn limits_are_written_in_this_version_s_words() {
-        let resources = Resources {
-            cpu_shares: Some(1024),
-            cpu_quota: Some(50_000),
-            memory_limit: Some(64 << 20),
-            pids_limit: Some(-1),
-            ..Resources::default()
-        };
-        let found: Vec<_> = limits(&resources)
-            .into_iter()
-            .map(|(file, value)| format!("{file}={value}"))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                "cpu.weight=100",
-                "cpu.max=50000 100000",
-                "memory.max=67108864",
-                "pids.max=max",
-            ]
-        );
-    }
 
     #[test]
     fn shares_become_weights_as_under_runc() {

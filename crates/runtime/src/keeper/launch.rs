@@ -8,7 +8,9 @@
 //! ```
 //!
 //! The root file system is mounted in a mount namespace that only launcher and container are in.
-//! Nothing of it appears on the machine, and nothing of it can be left behind.
+//! Nothing of it appears on the machine, and nothing of it can be left behind. What libcontainer wants
+//! as files lies in memory there: no secret in an environment comes to the disk by it, and a disk takes
+//! longer to make ten files than the kernel to make a container.
 
 use std::collections::HashMap;
 use std::fs;
@@ -40,6 +42,9 @@ use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
 use crate::descriptors;
 use crate::protocol::{Refusal, RefusalKind};
 use crate::spec::{ContainerSpec, Root};
+
+/// The files hold the container's environment and arguments twice, which the kernel limits to 2 MB.
+const MEMORY_OPTIONS: &str = "mode=700,size=32m";
 
 /// Everything that the launcher needs.
 pub(super) struct Launch<'a> {
@@ -85,6 +90,8 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
         .map_err(|error| machine("find the shared memory for", &spec.id, &error))?;
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|error| machine("make a mount namespace for", &spec.id, &error.into()))?;
+    lay_memory(job.directory)
+        .map_err(|error| machine("lay memory over", job.directory.display(), &error))?;
     let root = mount_root(spec, job.directory)?;
     make_working_directory(spec, &root);
     adjust_oom_score(spec.oom_score_adj);
@@ -118,8 +125,6 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
         .map_err(|error| machine("write", config_path.display(), &error))?;
 
     let state = job.directory.join("state");
-    // Left over from a launcher that was killed.
-    let _ = fs::remove_dir_all(&state);
     fs::create_dir_all(&state).map_err(|error| machine("make", state.display(), &error))?;
 
     let failed = |error: libcontainer::error::LibcontainerError| {
@@ -180,6 +185,19 @@ fn limit(job: &Launch<'_>) -> Result<(), Refusal> {
             .map_err(|error| machine("restrict the devices of", cgroup.display(), &error))?;
     }
     Ok(())
+}
+
+/// Lays memory over the container's directory, in this mount namespace.
+fn lay_memory(directory: &Path) -> io::Result<()> {
+    keep_mounts_private(directory);
+    let options = Some(MEMORY_OPTIONS);
+    Ok(mount(
+        Some("tmpfs"),
+        directory,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        options,
+    )?)
 }
 
 /// Puts the root file system in its place in this mount namespace and returns where that is.
