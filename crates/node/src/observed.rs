@@ -1,6 +1,6 @@
 //! What the engine shows of a pod, sorted by container and attempt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use engine::{ContainerId, ContainerState, Labels, SandboxStatus};
@@ -114,6 +114,20 @@ impl Observed {
         }
     }
 
+    /// Puts back runs that are known and that the engine has forgotten, where they are the last ones.
+    pub(crate) fn recall(&mut self, known: &HashMap<String, Attempt>) {
+        for (name, known) in known {
+            let attempts = self.containers.entry(name.clone()).or_default();
+            let is_next = attempts
+                .current
+                .as_ref()
+                .is_none_or(|current| current.number == known.number + 1);
+            if is_next && attempts.previous.is_none() {
+                attempts.previous = Some(known.clone());
+            }
+        }
+    }
+
     /// The newest run of a container.
     pub(crate) fn current(&self, container: &str) -> Option<&Attempt> {
         self.containers.get(container)?.current.as_ref()
@@ -156,6 +170,40 @@ mod tests {
             ]
             .into(),
         }
+    }
+
+    fn attempt(number: u32) -> Attempt {
+        Attempt {
+            id: ContainerId(format!("c{number}")),
+            number,
+            image: "x:1".into(),
+            image_name: "x:1".into(),
+            image_id: "sha256:1".into(),
+            state: ContainerState::Created,
+            created_at: Timestamp::UNIX_EPOCH,
+            message: None,
+        }
+    }
+
+    #[test]
+    fn a_run_that_the_engine_forgot_is_the_one_before_the_next() {
+        let check = |current: Option<u32>, expected: Option<u32>| {
+            let mut observed = Observed::default();
+            let attempts = Attempts {
+                current: current.map(attempt),
+                ..Attempts::default()
+            };
+            observed.containers.insert("c".into(), attempts);
+            let known = HashMap::from([("c".to_owned(), attempt(4))]);
+            observed.recall(&known);
+            let previous = observed.containers["c"].previous.as_ref();
+            assert_eq!(previous.map(|attempt| attempt.number), expected);
+        };
+        // Not forgotten yet, nothing new yet, the next run, and one after it.
+        check(Some(4), None);
+        check(None, Some(4));
+        check(Some(5), Some(4));
+        check(Some(6), None);
     }
 
     #[test]

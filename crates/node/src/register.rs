@@ -78,7 +78,24 @@ pub(crate) async fn register(context: &Context, machine: &Machine) -> Result<Nod
         }
         Err(error) => return Err(fail(error)),
     };
+    if is_rebooted(&found, &machine.info.boot_id) {
+        let message = format!(
+            "Node {name} has been rebooted, boot id: {}",
+            machine.info.boot_id
+        );
+        say(context, &found, EventType::Warning, "Rebooted", message);
+    }
     write_status(context, machine, &found).await.map_err(fail)
+}
+
+/// Whether the node was last heard of in another boot of its machine than this one.
+fn is_rebooted(known: &Node, boot: &str) -> bool {
+    let before = known
+        .status
+        .as_ref()
+        .and_then(|status| status.node_info.as_ref())
+        .map_or("", |info| info.boot_id.as_str());
+    !before.is_empty() && before != boot
 }
 
 /// The Node object's labels.
@@ -244,7 +261,8 @@ async fn write_status(
 
 /// Says the things about the node that upstream says when it starts.
 pub(crate) fn say_started(context: &Context, node: &Node) {
-    say(context, node, "Starting", "Starting kubelet.".to_owned());
+    let message = "Starting kubelet.".to_owned();
+    say(context, node, EventType::Normal, "Starting", message);
     say_status(context, node, "NodeReady");
 }
 
@@ -254,12 +272,13 @@ fn say_status(context: &Context, node: &Node, status: &str) {
     say(
         context,
         node,
+        EventType::Normal,
         status,
         format!("Node {name} status is now: {status}"),
     );
 }
 
-fn say(context: &Context, node: &Node, reason: &str, message: String) {
+fn say(context: &Context, node: &Node, grade: EventType, reason: &str, message: String) {
     let name = &context.config.node_name;
     let regarding = ObjectReference {
         kind: Some("Node".to_owned()),
@@ -270,7 +289,7 @@ fn say(context: &Context, node: &Node, reason: &str, message: String) {
     };
     context
         .events
-        .event_on(regarding, EventType::Normal, reason, None, message);
+        .event_on(regarding, grade, reason, None, message);
 }
 
 /// Keeps status and lease fresh until the program drains. `images_changed` has the status written at once.

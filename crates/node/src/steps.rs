@@ -44,6 +44,15 @@ impl Worker {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             let reason = "SandboxChanged";
             context.event(&pod, None, EventType::Normal, reason, message);
+            let ended = self
+                .observed
+                .containers
+                .iter()
+                .filter_map(|(name, attempts)| {
+                    let last = attempts.current.clone()?;
+                    last.has_exited().then(|| (name.clone(), last))
+                });
+            self.ended_before.extend(ended);
         }
         self.spawn(Job::Sandbox, async move {
             let make = async {

@@ -107,6 +107,8 @@ pub(crate) struct Worker {
     pub(crate) failures: u32,
     pub(crate) retry_at: Option<Timestamp>,
     messages: HashMap<ContainerId, Option<String>>,
+    /// How containers ended in the sandbox before this one: the engine has forgotten them with it.
+    pub(crate) ended_before: HashMap<String, Attempt>,
     jobs: JoinSet<Done>,
     job_kinds: HashMap<tokio::task::Id, (Job, AbortHandle)>,
 }
@@ -187,6 +189,7 @@ impl Worker {
             failures: 0,
             retry_at: None,
             messages: HashMap::new(),
+            ended_before: HashMap::new(),
             jobs: JoinSet::new(),
             job_kinds: HashMap::new(),
         }
@@ -241,6 +244,7 @@ impl Worker {
             }
         };
         self.read_messages(&mut observed);
+        observed.recall(&self.ended_before);
         for member in &self.members {
             let name = &member.container.name;
             let id = observed.current(name).map(|attempt| &attempt.id);

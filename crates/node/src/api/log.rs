@@ -47,25 +47,33 @@ pub(super) async fn answer(
     let attempts = observed.containers.get(&container).cloned();
     let attempts = attempts.unwrap_or_default();
     let has_run = |state: &ContainerState| *state != ContainerState::Created;
+    let lost = attempts
+        .current
+        .as_ref()
+        .and_then(|current| lost(&context, &pod, &container, current.number));
+    let previous = attempts
+        .previous
+        .map(|attempt| (attempt.number, None))
+        .or(lost.map(|number| (number, None)));
     let attempt = match query.flag("previous") {
-        true => attempts.previous,
+        true => previous,
         false => attempts
             .current
             .filter(|attempt| has_run(&attempt.state))
-            .or(attempts.previous),
+            .map(|attempt| (attempt.number, attempt.is_running().then_some(attempt.id)))
+            .or(previous),
     };
-    let Some(attempt) = attempt else {
+    let Some((number, running)) = attempt else {
         return Err(Failure::bad_request(why_none(
             &pod,
             &container,
             query.flag("previous"),
         )));
     };
-    let follow = match query.flag("follow") && attempt.is_running() {
-        true => Some(Follow::new(&context.engine, attempt.id.clone())),
-        false => None,
-    };
-    let log = context.log_file(&pod, &container, attempt.number);
+    let follow = running
+        .filter(|_| query.flag("follow"))
+        .map(|id| Follow::new(&context.engine, id));
+    let log = context.log_file(&pod, &container, number);
     let upgrade = match websocket::is_asked_for(&request) {
         true => Some(websocket::upgrade(request).await?),
         false => None,
@@ -85,6 +93,16 @@ pub(super) async fn answer(
     });
     let body = Body::from_stream(pieces);
     Ok(([(header::CONTENT_TYPE, "text/plain")], body).into_response())
+}
+
+/// The run before this one, if its log is all that is left of it: its sandbox was made anew, as after
+/// a new start of the machine.
+fn lost(context: &Context, pod: &Pod, container: &str, current: u32) -> Option<u32> {
+    let before = current.checked_sub(1)?;
+    context
+        .log_file(pod, container, before)
+        .exists()
+        .then_some(before)
 }
 
 fn wanted(query: &Query, now: Timestamp) -> Result<Wanted, Failure> {

@@ -183,6 +183,23 @@ impl FakeEngine {
         self.0.lock().exit(&id, code, None);
     }
 
+    /// As after a new start of the machine: nothing runs, and nobody has seen how it ended.
+    pub(crate) fn reboot(&self) {
+        let mut state = self.0.lock();
+        let containers: Vec<ContainerId> = state
+            .sandboxes
+            .values_mut()
+            .flat_map(|sandbox| {
+                sandbox.alive = false;
+                &sandbox.containers
+            })
+            .map(|container| container.id.clone())
+            .collect();
+        for container in containers {
+            state.exit(&container, 255, None);
+        }
+    }
+
     /// What the container sees of a volume: the content of a file below one of its mounts.
     pub(crate) fn read(&self, name: &str, path: &str) -> Option<String> {
         let (_, spec) = self.containers(name).pop()?;

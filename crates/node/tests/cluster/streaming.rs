@@ -12,7 +12,7 @@ use tower::ServiceExt as _;
 
 use crate::House;
 
-async fn get(house: &House, path: &str) -> (StatusCode, String) {
+pub(crate) async fn get(house: &House, path: &str) -> (StatusCode, String) {
     let request = Request::get(path).body(Body::empty()).expect("a request");
     let answer = house.agent.service().oneshot(request).await;
     let answer = answer.expect("infallible");
