@@ -259,6 +259,15 @@ impl Keeper {
         {
             self.unknown_exits.push((pid, exit));
         }
+        if self.kills_everything() {
+            kill_children();
+        }
+    }
+
+    /// The sandbox ends, and nobody in it is given time for it any more.
+    fn kills_everything(&self) -> bool {
+        let asked = |waiting: &Vec<_>| !waiting.is_empty() || self.patience.is_none();
+        self.ending.as_ref().is_some_and(asked)
     }
 
     /// Whether a process may have ended before its number was reported.
@@ -350,5 +359,18 @@ impl Keeper {
         {
             complain(&format!("write the log of {}: {error}", one.record.spec.id));
         }
+    }
+}
+
+/// Kills what no record knows: a launcher that was killed leaves us the process that it had cloned, which
+/// waits for its launcher for ever and holds the reports open.
+fn kill_children() {
+    let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+    for pid in children
+        .split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+    {
+        // It may have ended already.
+        let _ = kill(pid, libc::SIGKILL);
     }
 }

@@ -1,6 +1,6 @@
 //! Starting, ending, and being found again.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use runtime::{
     ContainerState, Event, Keeper, KeeperError, Mount, Propagation, RefusalKind, Resources,
@@ -287,6 +287,21 @@ pub(crate) async fn a_sandbox_ends_with_everything_in_it() {
         assert_eq!(code(&one.state), 137);
     }
     assert!(!directory.join("keeper.sock").exists());
+    // Also with what is being started, at whatever moment of that.
+    for millis in 0..20 {
+        let sandbox = house.sandbox(&format!("early-{millis}")).await;
+        let spec = house.shell(&sandbox, "c", "sleep 600");
+        sandbox.keeper.create(spec).await.expect("created");
+        let keeper = sandbox.keeper.clone();
+        let starting = tokio::spawn(async move { keeper.start_container("c").await });
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+        let ended = tokio::time::timeout(Duration::from_secs(30), sandbox.end());
+        ended
+            .await
+            .expect("nobody waits for a launcher that was killed");
+        // It was started and killed, or it was not started: both are fine.
+        let _ = starting.await.expect("no panic");
+    }
     house.left_empty();
 }
 
