@@ -15,11 +15,15 @@ use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
+use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// Everything is measured in a namespace of its own.
 pub(crate) const NAMESPACE: &str = "wharf-bench";
+
+/// Bytes that are read from a connection at once.
+const READ_BYTES: usize = 64 * 1024;
 
 /// A cluster.
 #[derive(Clone)]
@@ -70,6 +74,8 @@ impl Api {
             .await
             .with_context(|| format!("connect to {}", self.address))?;
         stream.set_nodelay(true)?;
+        // TLS reads 4 KB at a time.
+        let stream = BufReader::with_capacity(READ_BYTES, stream);
         let stream = self.tls.connect(self.host.clone(), stream).await?;
         let (sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
@@ -144,6 +150,19 @@ impl Connection {
             );
         }
         Ok(answer)
+    }
+
+    /// Reads what is at `path` to the last byte and keeps none of it; how many there are.
+    pub(crate) async fn read(&mut self, path: &str) -> anyhow::Result<usize> {
+        let mut response = self.send(Method::GET, path, Bytes::new()).await?;
+        if !response.status().is_success() {
+            bail!("GET {path}: {}", response.status());
+        }
+        let mut count = 0;
+        while let Some(frame) = response.frame().await {
+            count += frame?.data_ref().map_or(0, Bytes::len);
+        }
+        Ok(count)
     }
 
     async fn status(&mut self, method: Method, path: &str) -> anyhow::Result<StatusCode> {

@@ -66,13 +66,9 @@ pub(crate) async fn list(api: &Api, count: usize) -> anyhow::Result<Figure> {
     let mut times = Vec::new();
     for _ in 0..15 {
         let started = Instant::now();
-        let bytes = connection.ask(Method::GET, &path(""), None).await?;
+        let bytes = connection.read(&path("")).await?;
         times.push(started.elapsed());
-        anyhow::ensure!(
-            bytes.len() > count * 1000,
-            "the list has {} bytes only",
-            bytes.len()
-        );
+        anyhow::ensure!(bytes > count * 1000, "the list has {bytes} bytes only");
     }
     connection.ask(Method::DELETE, &path(""), None).await?;
     Ok(Figure::duration(
