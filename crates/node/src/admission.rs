@@ -8,11 +8,12 @@ use parking_lot::Mutex;
 
 use crate::pod;
 use crate::resources;
+use crate::unsupported;
 
 /// Why a pod is not taken. It fails for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rejection {
-    /// `OutOfcpu`, `OutOfmemory`, `OutOfpods`, `NodeAffinity`.
+    /// `OutOfcpu`, `OutOfpods`, `NodeAffinity`, or what [`unsupported`] says.
     pub(crate) reason: String,
     pub(crate) message: String,
 }
@@ -27,7 +28,13 @@ pub(crate) struct Admission {
 
 type Promise = HashMap<&'static str, i64>;
 
-const RESOURCES: [&str; 2] = ["cpu", "memory"];
+const RESOURCES: [&str; 5] = [
+    "cpu",
+    "memory",
+    "ephemeral-storage",
+    "hugepages-1Gi",
+    "hugepages-2Mi",
+];
 
 fn amount(name: &str, quantity: &Quantity) -> i64 {
     match name {
@@ -57,6 +64,9 @@ impl Admission {
         let promise = promise(pod);
         let mut taken = self.taken.lock();
         if !runs_already && !taken.contains_key(pod::uid(pod)) {
+            if let Some(rejection) = pod.spec.as_ref().and_then(unsupported::rejection) {
+                return Err(rejection);
+            }
             check_selector(pod, labels)?;
             self.check_resources(&taken, &promise)?;
         }
@@ -144,7 +154,8 @@ mod tests {
 
     #[test]
     fn pods_that_fit_and_pods_that_do_not() {
-        let allocatable = [("cpu".to_owned(), Quantity("2".to_owned()))].into();
+        let quantity = |name: &str, amount: &str| (name.to_owned(), Quantity(amount.to_owned()));
+        let allocatable = [quantity("cpu", "2"), quantity("hugepages-2Mi", "0")].into();
         let labels = [("zone".to_owned(), "a".to_owned())].into();
         let admission = Admission::new(&allocatable, 3);
         let check = |uid: &str, cpu: &str, selector, expected: &str| {
@@ -179,6 +190,24 @@ mod tests {
         );
         admission.release("2");
         check("4", "500m", json!({}), "");
+        admission.release("3");
+        let huge: Pod = serde_json::from_value(json!({
+            "metadata": {"uid": "6"},
+            "spec": {"containers": [{"name": "c", "resources": {
+                "requests": {"hugepages-2Mi": "2Mi"}, "limits": {"hugepages-2Mi": "2Mi"},
+            }}]},
+        }))
+        .expect("a pod");
+        let refused = admission
+            .admit(&huge, false, &labels)
+            .expect_err("no pages");
+        assert_eq!(
+            (refused.reason.as_str(), refused.message.as_str()),
+            (
+                "OutOfhugepages-2Mi",
+                "Node didn't have enough resource: hugepages-2Mi, requested: 2097152, used: 0, capacity: 0"
+            )
+        );
         assert_eq!(
             admission.admit(&pod("5", "9", json!({})), true, &labels),
             Ok(())

@@ -24,6 +24,8 @@ pub(crate) enum EnvError {
     },
     #[error(transparent)]
     Field(#[from] FieldError),
+    #[error("variable {0}: fileKeyRef is not available on this node")]
+    File(String),
 }
 
 impl EnvError {
@@ -32,7 +34,7 @@ impl EnvError {
         match self {
             EnvError::Source(SourceError::NotFound(key)) => Some((key.clone(), true)),
             EnvError::NoKey { source_key, .. } => Some(((**source_key).clone(), false)),
-            EnvError::Source(_) | EnvError::Field(_) => None,
+            EnvError::Source(_) | EnvError::Field(_) | EnvError::File(_) => None,
         }
     }
 }
@@ -200,6 +202,9 @@ fn referenced(
     let Some(from) = &variable.value_from else {
         return Ok(None);
     };
+    if from.file_key_ref.is_some() {
+        return Err(EnvError::File(variable.name.clone()));
+    }
     if let Some(selector) = &from.field_ref {
         return Ok(Some(downward::field(
             around.pod,

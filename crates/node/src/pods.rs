@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use engine::{Engine, Event, SandboxId, SandboxStatus};
+use engine::{Engine, Event, SandboxStatus};
 use informer::{Change, Informer};
 use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Notify, mpsc, watch};
@@ -12,6 +12,8 @@ use tokio::task::JoinSet;
 use crate::context::Context;
 use crate::observed::label;
 use crate::pod;
+use crate::record::remembered;
+use crate::sweep::sweep;
 use crate::worker::{self, Feed};
 
 struct Worker {
@@ -30,6 +32,7 @@ pub(crate) async fn dispatch(context: Arc<Context>, pods: Informer<Pod>) {
         tasks: JoinSet::new(),
         uids: HashMap::new(),
     };
+    dispatcher.sweep(&pods, &sandboxes);
     dispatcher.end_orphans(&pods, sandboxes);
     let mut changes = pods.changes();
     loop {
@@ -137,13 +140,19 @@ impl Dispatcher {
         }
     }
 
+    /// Removes the directories of pods that neither the API nor the engine knows. They are looked for
+    /// before any worker makes one.
+    fn sweep(&self, pods: &Informer<Pod>, sandboxes: &[SandboxStatus]) {
+        let mut known = uids(pods);
+        let labels = sandboxes.iter().map(|sandbox| &sandbox.labels);
+        known.extend(labels.filter_map(|labels| labels.get(label::POD_UID).cloned()));
+        let config = &self.context.config;
+        sweep(&config.data_dir.join("pods"), &config.log_dir, &known);
+    }
+
     /// Ends sandboxes whose pods were deleted while no daemon ran.
     fn end_orphans(&mut self, pods: &Informer<Pod>, sandboxes: Vec<SandboxStatus>) {
-        let known: HashSet<String> = pods
-            .list()
-            .iter()
-            .map(|pod| pod::uid(pod).to_owned())
-            .collect();
+        let known = uids(pods);
         for sandbox in sandboxes {
             let Some(uid) = sandbox.labels.get(label::POD_UID) else {
                 // Not a pod's: somebody else's on the same engine.
@@ -159,26 +168,7 @@ impl Dispatcher {
     }
 }
 
-/// As much of a pod as its sandbox's labels tell: enough to stop and remove what is left of it.
-fn remembered(sandbox: &SandboxStatus) -> Pod {
-    let SandboxId(uid) = &sandbox.id;
-    let of = |name: &str| sandbox.labels.get(name).cloned();
-    let mut pod = Pod::default();
-    pod.metadata.uid = of(label::POD_UID).or_else(|| Some(uid.clone()));
-    pod.metadata.name = of(label::POD_NAME);
-    pod.metadata.namespace = of(label::POD_NAMESPACE);
-    let spec = pod.spec.get_or_insert_default();
-    let names: HashSet<&String> = sandbox
-        .containers
-        .iter()
-        .filter_map(|container| container.labels.get(label::CONTAINER_NAME))
-        .collect();
-    spec.containers = names
-        .into_iter()
-        .map(|name| k8s_openapi::api::core::v1::Container {
-            name: name.clone(),
-            ..Default::default()
-        })
-        .collect();
-    pod
+fn uids(pods: &Informer<Pod>) -> HashSet<String> {
+    let pods = pods.list();
+    pods.iter().map(|pod| pod::uid(pod).to_owned()).collect()
 }

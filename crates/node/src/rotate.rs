@@ -20,13 +20,19 @@ pub(crate) async fn rotate_logs(context: Arc<Context>, sandboxes: Vec<SandboxSta
         for container in sandbox.containers {
             let running = matches!(container.state, engine::ContainerState::Running { .. });
             let log = &container.log_path;
-            let is_long = || std::fs::metadata(log).is_ok_and(|found| found.len() > BYTES_MAX);
-            if !running || !log.starts_with(&context.config.log_dir) || !is_long() {
+            if !running || !log.starts_with(&context.config.log_dir) {
                 continue;
             }
-            if let Err(error) = std::fs::rename(log, moved(log, context.now())) {
-                tracing::warn!(%error, log = %log.display(), "a log was not rotated");
-                continue;
+            match std::fs::metadata(log) {
+                Ok(found) if found.len() > BYTES_MAX => {
+                    if let Err(error) = std::fs::rename(log, moved(log, context.now())) {
+                        tracing::warn!(%error, log = %log.display(), "a log was not rotated");
+                        continue;
+                    }
+                }
+                // It was moved away, and nobody came to begin it anew: that is still to be done.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Ok(_) | Err(_) => continue,
             }
             if let Err(error) = context.engine.reopen_log(&container.id).await {
                 tracing::warn!(%error, log = %log.display(), "a log was not begun anew");

@@ -1,14 +1,11 @@
 //! Making and starting one container: image, environment, mounts, create, start, postStart.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{ContainerId, ContainerSpec, ImageInfo, Labels, Mount, Propagation, SandboxId};
 use informer::EventType;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, VolumeMount};
-
-use volume::bind_sub_path;
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use crate::context::Context;
 use crate::downward::Addresses;
@@ -16,17 +13,16 @@ use crate::env::{self, Surroundings};
 use crate::expand::expand;
 use crate::failure;
 use crate::hooks;
+use crate::mounts::mounts;
 use crate::observed::label;
 use crate::pod::{self, Member};
+use crate::record;
 use crate::resources;
 use crate::security;
 use crate::sources::SourceKey;
 use crate::status::Waiting;
 use crate::termination;
 use crate::volumes::Places;
-
-/// Directory of a pod below which sub-paths are bound.
-pub(crate) const SUB_PATHS: &str = "volume-subpaths";
 
 /// A container to be started.
 pub(crate) struct Order {
@@ -265,24 +261,10 @@ impl Order {
             let found = environment.iter().find(|(known, _)| known == name);
             found.map(|(_, value)| value.clone())
         };
-        let pod_dir = context.pod_dir(pod::uid(&self.pod));
-        let mut mounts = mounts(&self.places, container, &pod_dir, value_of)
-            .map_err(|message| refuse(message, Cause::Other))?;
         let log_path = context.log_file(&self.pod, &container.name, self.attempt);
-        let message_file = termination::file(&pod_dir, &container.name, self.attempt);
-        prepare_files(&log_path, &message_file).map_err(|message| refuse(message, Cause::Other))?;
-        if let Some(target) = container
-            .termination_message_path
-            .as_deref()
-            .filter(|path| !path.is_empty())
-        {
-            mounts.push(Mount {
-                source: message_file,
-                target: PathBuf::from(target),
-                read_only: false,
-                propagation: Propagation::Private,
-            });
-        }
+        let mounts = self
+            .mounts(spec, &log_path, value_of)
+            .map_err(|message| refuse(message, Cause::Other))?;
         let expanded = |list: &Option<Vec<String>>| {
             list.as_ref()
                 .filter(|list| !list.is_empty())
@@ -324,6 +306,30 @@ impl Order {
         Ok(created)
     }
 
+    /// Volumes, and the file of the container's last words.
+    fn mounts(
+        &self,
+        spec: &PodSpec,
+        log_path: &Path,
+        value_of: impl Fn(&str) -> Option<String>,
+    ) -> Result<Vec<Mount>, String> {
+        let container = &self.member.container;
+        let pod_dir = self.context.pod_dir(pod::uid(&self.pod));
+        let mut mounts = mounts(spec, &self.places, container, &pod_dir, value_of)?;
+        let message_file = termination::file(&pod_dir, &container.name, self.attempt);
+        prepare_files(log_path, &message_file)?;
+        let path = container.termination_message_path.as_deref();
+        if let Some(target) = path.filter(|path| !path.is_empty()) {
+            mounts.push(Mount {
+                source: message_file,
+                target: PathBuf::from(target),
+                read_only: false,
+                propagation: Propagation::Private,
+            });
+        }
+        Ok(mounts)
+    }
+
     fn labels(&self) -> Labels {
         let container = &self.member.container;
         let mut labels = pod_labels(&self.pod);
@@ -331,6 +337,7 @@ impl Order {
         labels.insert(label::CONTAINER_NAME.to_owned(), container.name.clone());
         labels.insert(label::RESTART_COUNT.to_owned(), self.attempt.to_string());
         labels.insert(label::IMAGE.to_owned(), image);
+        labels.extend(record::labels(&self.pod, &self.member));
         labels
     }
 
@@ -398,108 +405,4 @@ fn prepare_files(log: &Path, message: &Path) -> Result<(), String> {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     std::fs::set_permissions(message, mode)
         .map_err(|error| format!("set mode of {}: {error}", message.display()))
-}
-
-/// The container's volume mounts. Sub-paths are bound below the pod's directory, so that what a
-/// container did to its volume meanwhile cannot lead the mount elsewhere.
-fn mounts(
-    places: &Places,
-    container: &Container,
-    pod_dir: &Path,
-    value_of: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<Mount>, String> {
-    let mut mounts = Vec::new();
-    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        let (volume, name) = (&mount.name, &container.name);
-        let place = places.get(volume).ok_or_else(|| {
-            format!("cannot find volume \"{volume}\" to mount into container \"{name}\"")
-        })?;
-        let source = match sub_path(mount, &value_of)? {
-            None => place.clone(),
-            Some(path) => {
-                let target = pod_dir
-                    .join(SUB_PATHS)
-                    .join(volume)
-                    .join(name)
-                    .join(index.to_string());
-                let bound = volume::remove(&target)
-                    .map_err(|error| error.to_string())
-                    .and_then(|()| {
-                        bind_sub_path(place, &path, &target).map_err(|error| error.to_string())
-                    });
-                bound.map_err(|error| {
-                    format!(
-                        "failed to prepare subPath for volumeMount \"{volume}\" of container \"{name}\": {error}"
-                    )
-                })?;
-                target
-            }
-        };
-        mounts.push(Mount {
-            source,
-            target: PathBuf::from(&mount.mount_path),
-            read_only: mount.read_only == Some(true),
-            propagation: match mount.mount_propagation.as_deref() {
-                Some("HostToContainer") => Propagation::HostToContainer,
-                Some("Bidirectional") => Propagation::Bidirectional,
-                _ => Propagation::Private,
-            },
-        });
-    }
-    Ok(mounts)
-}
-
-/// The path below the volume, if not all of it is mounted. An expression may only name what has a value.
-fn sub_path(
-    mount: &VolumeMount,
-    value_of: &impl Fn(&str) -> Option<String>,
-) -> Result<Option<String>, String> {
-    let plain = mount.sub_path.as_ref().filter(|path| !path.is_empty());
-    if let Some(path) = plain {
-        return Ok(Some(path.clone()));
-    }
-    let expression = mount.sub_path_expr.as_ref();
-    let Some(expression) = expression.filter(|path| !path.is_empty()) else {
-        return Ok(None);
-    };
-    let missing = RefCell::new(Vec::new());
-    let path = expand(expression, |name| {
-        let value = value_of(name);
-        if value.is_none() {
-            missing.borrow_mut().push(name.to_owned());
-        }
-        value
-    });
-    let missing = missing.into_inner();
-    match missing.is_empty() {
-        true => Ok(Some(path)),
-        false => Err(format!("missing value for {}", missing.join(", "))),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn sub_paths_are_of_what_is_known() {
-        let check = |mount: serde_json::Value, expected: Result<Option<&str>, &str>| {
-            let mut whole = json!({"name": "v", "mountPath": "/v"});
-            let fields = mount.as_object().expect("fields").clone();
-            whole.as_object_mut().expect("a mount").extend(fields);
-            let mount: VolumeMount = serde_json::from_value(whole).expect("a mount");
-            let seen = sub_path(&mount, &|name| (name == "A").then(|| "a".to_owned()));
-            let seen = seen.as_ref().map(Option::as_deref).map_err(String::as_str);
-            assert_eq!(seen, expected);
-        };
-        check(json!({}), Ok(None));
-        check(json!({"subPath": "", "subPathExpr": ""}), Ok(None));
-        check(json!({"subPath": "x/$(A)"}), Ok(Some("x/$(A)")));
-        check(json!({"subPathExpr": "x/$(A)"}), Ok(Some("x/a")));
-        check(
-            json!({"subPathExpr": "$(B)/$(A)"}),
-            Err("missing value for B"),
-        );
-    }
 }

@@ -63,6 +63,23 @@ pub(crate) fn status(situation: &Situation<'_>, remark: impl Fn(&str) -> Remark)
     let pod = situation.pod;
     let spec = pod.spec.clone().unwrap_or_default();
     let before = pod.status.clone().unwrap_or_default();
+    if let Some(End {
+        failure: Some((reason, message)),
+        account_for_all: false,
+    }) = situation.end
+    {
+        // It was refused: as upstream, nothing is said of what never began.
+        return PodStatus {
+            phase: Some("Failed".to_owned()),
+            reason: Some(reason.clone()),
+            message: Some(message.clone()),
+            conditions: before.conditions,
+            start_time: before.start_time.or(Some(Time(situation.now))),
+            qos_class: Some(resources::quality_of_service(&spec).as_str().to_owned()),
+            observed_generation: pod.metadata.generation,
+            ..PodStatus::default()
+        };
+    }
     let statuses = |roles: &[Role]| -> Vec<ContainerStatus> {
         situation
             .members

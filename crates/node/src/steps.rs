@@ -15,6 +15,7 @@ use crate::context::Context;
 use crate::handler;
 use crate::hooks;
 use crate::local::Busy;
+use crate::mounts::SUB_PATHS;
 use crate::observed::Attempt;
 use crate::plan::Plan;
 use crate::pod::{self, Member};
@@ -23,6 +24,7 @@ use crate::sandbox;
 use crate::sources::SourceKey;
 use crate::start::{self, Cause, Order, Refusal, Started};
 use crate::status::Waiting;
+use crate::unsupported::{self, Obstacle};
 use crate::volumes::Places;
 use crate::worker::{Done, Job, Mode, Worker};
 
@@ -36,6 +38,12 @@ impl Worker {
     /// Makes the sandbox, or makes it anew when its keeper is gone.
     pub(crate) fn make_sandbox(&mut self) {
         if self.has_job(&Job::Sandbox) || self.is_waiting_to_retry() {
+            return;
+        }
+        if let Some(Obstacle { reason, message }) = unsupported::obstacle(&self.pod) {
+            self.context
+                .event(&self.pod, None, EventType::Warning, reason, &*message);
+            self.failed("make the sandbox", &message);
             return;
         }
         let (context, pod, id) = (self.context.clone(), self.pod.clone(), self.id.clone());
@@ -442,7 +450,7 @@ impl Worker {
             self.context.tokens.forget(pod::uid(&self.pod));
             self.spawn(Job::TearDown, async move {
                 // What is bound from the volumes first, then the volumes.
-                let directories = [pod_dir.join(start::SUB_PATHS), pod_dir.join("volumes")];
+                let directories = [pod_dir.join(SUB_PATHS), pod_dir.join("volumes")];
                 let work = tokio::task::spawn_blocking(move || remove_all(&directories));
                 let result = match work.await {
                     Ok(result) => result.map_err(|error| error.to_string()),

@@ -47,6 +47,8 @@ pub(crate) enum VolumeError {
     Image(#[from] engine::Error),
     #[error("volumes of this kind are not available on this node")]
     Unsupported,
+    #[error("medium \"{0}\" is not available on this node")]
+    Medium(String),
 }
 
 /// Where a pod's volumes are on this machine, by name.
@@ -279,14 +281,16 @@ impl Keeper {
     }
 }
 
-/// The names of the volumes that containers mount.
+/// The names of the volumes that containers mount, or have as devices.
 fn used(pod: &Pod) -> BTreeSet<String> {
-    let members = pod.spec.as_ref().map(pod::members).unwrap_or_default();
-    let containers = members.iter().map(|member| &member.container);
-    containers
-        .flat_map(|container| container.volume_mounts.iter().flatten())
-        .map(|mount| mount.name.clone())
-        .collect()
+    let mut names = BTreeSet::new();
+    for member in pod.spec.as_ref().map(pod::members).unwrap_or_default() {
+        let mounts = member.container.volume_mounts.into_iter().flatten();
+        names.extend(mounts.map(|mount| mount.name));
+        let devices = member.container.volume_devices.into_iter().flatten();
+        names.extend(devices.map(|device| device.name));
+    }
+    names
 }
 
 /// Where a volume lies; with what was written, if it is made of objects.
@@ -319,7 +323,7 @@ async fn set_up(
         return Ok((directory, None));
     }
     if let Some(empty_dir) = &volume.empty_dir {
-        let medium = medium(empty_dir);
+        let medium = medium(empty_dir)?;
         let path = directory.clone();
         blocking(move || Ok(make_directory(&path, medium, group)?)).await?;
         return Ok((directory, None));
@@ -351,16 +355,17 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
-fn medium(source: &EmptyDirVolumeSource) -> Medium {
+fn medium(source: &EmptyDirVolumeSource) -> Result<Medium, VolumeError> {
     match source.medium.as_deref() {
-        Some("Memory") => Medium::Memory {
+        None | Some("") => Ok(Medium::Disk),
+        Some("Memory") => Ok(Medium::Memory {
             size: source
                 .size_limit
                 .as_ref()
                 .and_then(|limit| u64::try_from(resources::whole(limit)).ok())
                 .filter(|bytes| *bytes > 0),
-        },
-        _ => Medium::Disk,
+        }),
+        Some(other) => Err(VolumeError::Medium(other.to_owned())),
     }
 }
 

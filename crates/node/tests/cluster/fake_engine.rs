@@ -34,6 +34,8 @@ struct State {
     listeners: Vec<mpsc::Sender<Event>>,
     made: u32,
     flag: bool,
+    /// What containers were given to end, the last one last.
+    graces: Vec<Duration>,
     /// Questions about all sandboxes are not answered.
     is_silent: bool,
     /// Ports of sandboxes lead here.
@@ -161,6 +163,11 @@ impl FakeEngine {
         all.filter(|container| container.spec.name == name)
             .map(|container| (container.id.clone(), container.spec.clone()))
             .collect()
+    }
+
+    /// How long containers were given to end, in the order in which they were told to.
+    pub(crate) fn graces(&self) -> Vec<Duration> {
+        self.0.lock().graces.clone()
     }
 
     pub(crate) fn sandbox_count(&self) -> usize {
@@ -343,7 +350,8 @@ impl Engine for FakeEngine {
         Ok(())
     }
 
-    async fn stop_container(&self, id: &ContainerId, _grace: Duration) -> Result<(), Error> {
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
+        self.0.lock().graces.push(grace);
         self.0.lock().exit(id, 0, None);
         Ok(())
     }
@@ -440,7 +448,9 @@ impl Engine for FakeEngine {
         Ok(Stats::default())
     }
 
-    async fn reopen_log(&self, _: &ContainerId) -> Result<(), Error> {
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        let log = self.0.lock().container(id)?.spec.log_path.clone();
+        std::fs::write(log, "").expect("the directory is there");
         Ok(())
     }
 

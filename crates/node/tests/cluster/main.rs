@@ -3,7 +3,9 @@
 mod fake_engine;
 mod lifecycle_of_pods;
 mod node_status;
+mod remains;
 mod streaming;
+mod unsupported;
 mod volumes;
 
 use std::fmt::Debug;
