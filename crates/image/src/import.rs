@@ -13,7 +13,7 @@ use crate::compression::{Compression, MAGIC_LENGTH};
 use crate::layer::{LayerError, Limits, unpack};
 use crate::load::{TRAILER_MAX, decode, warn_of_devices};
 use crate::plan::architecture;
-use crate::store::{Config, Images, Inner, LayerRecord, Scratch, blocking};
+use crate::store::{Config, Images, Inner, LayerRecord, Scratch, StoreError, blocking};
 use crate::stream::{Cancel, CancelOnDrop, Cancellable, Hashing};
 use crate::table::{Named, Row, TableError};
 
@@ -50,15 +50,8 @@ pub enum ImportError {
     #[error("the archive is empty: nothing was imported")]
     Empty,
     /// The store's own directory.
-    #[error("cannot {step} in {}: {source}; see that the disk is healthy and has space, and try again", directory.display())]
-    Store {
-        /// What was being done.
-        step: &'static str,
-        /// Where.
-        directory: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The table could not be changed.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -84,17 +77,10 @@ fn import(
     options: ImportOptions,
     cancel: Cancel,
 ) -> Result<Loaded, ImportError> {
-    let store = |step| {
-        move |source| ImportError::Store {
-            step,
-            directory: inner.directory.clone(),
-            source,
-        }
-    };
     let (compression, raw) = open(source)?;
-    let scratch = Scratch::new(inner).map_err(store("work"))?;
-    let directory = scratch.layer("layer").map_err(store("work"))?;
-    let root = tree::open(&directory.join("fs")).map_err(store("work"))?;
+    let scratch = Scratch::new(inner).map_err(inner.failed("work"))?;
+    let directory = scratch.layer("layer").map_err(inner.failed("work"))?;
+    let root = tree::open(&directory.join("fs")).map_err(inner.failed("work"))?;
     let raw = Cancellable::new(raw, cancel);
     let (unpacked, diff_id) = decode(compression, raw, |decoded| {
         let mut content = Hashing::new(decoded, Algorithm::Sha256);
@@ -111,8 +97,8 @@ fn import(
     let record = LayerRecord::of(&unpacked);
     inner
         .keep_layer(&diff_id, &directory, record)
-        .map_err(store("keep a layer"))?;
-    inner.flush().map_err(store("flush"))?;
+        .map_err(inner.failed("keep a layer"))?;
+    inner.flush().map_err(inner.failed("flush"))?;
     let document = document(&options, diff_id.clone());
     let content = serde_json::to_vec(&document).expect("strings and digests are plain data");
     let config = Config {

@@ -46,6 +46,6 @@ pub use place::Fault;
 pub use plan::PlanError;
 pub use remove::{RemoveError, Removed, Use};
 pub use root::{Root, RootError};
-pub use store::{Image, Images, OpenError};
+pub use store::{Image, Images, OpenError, StoreError};
 pub use table::TableError;
 pub use user::{User, UserError, lookup_user};

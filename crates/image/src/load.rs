@@ -15,7 +15,7 @@ use crate::compression::Compression;
 use crate::layer::{LayerError, Limits, Unpacked, unpack};
 use crate::place::{describe_from, redescribe};
 use crate::plan::{PlanError, PlannedImage, PlannedLayer, plan};
-use crate::store::{Config, Images, Inner, LayerRecord, Scratch, blocking};
+use crate::store::{Config, Images, Inner, LayerRecord, Scratch, StoreError, blocking};
 use crate::stream::{Cancel, CancelOnDrop, Hashing};
 use crate::table::{Named, Row, TableError};
 
@@ -119,15 +119,8 @@ pub enum LoadError {
         source: LayerError,
     },
     /// The store's own directory.
-    #[error("cannot {step} in {}: {source}; see that the disk is healthy and has space, and try again", directory.display())]
-    Store {
-        /// What was being done.
-        step: &'static str,
-        /// Where.
-        directory: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The table could not be changed.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -197,8 +190,7 @@ impl<'a> Load<'a> {
             .flat_map(|(layer, chain)| [layer.diff_id.clone(), chain])
             .collect();
         let _pins = self.inner.pin(keys);
-        let scratch =
-            Scratch::new(self.inner).map_err(|source| self.store_error("work", source))?;
+        let scratch = Scratch::new(self.inner).map_err(self.inner.failed("work"))?;
         let mut ready = self.unpack_missing(&archive, &images, &scratch)?;
         let mut rows = Vec::new();
         let mut warnings = Vec::new();
@@ -207,9 +199,7 @@ impl<'a> Load<'a> {
             rows.push(self.place(&archive, image, &mut ready, &scratch, &mut words)?);
             warnings.push(words);
         }
-        self.inner
-            .flush()
-            .map_err(|source| self.store_error("flush", source))?;
+        self.inner.flush().map_err(self.inner.failed("flush"))?;
         self.commit(images, rows, warnings)
     }
 
@@ -292,9 +282,9 @@ impl<'a> Load<'a> {
         scratch: &Scratch,
     ) -> Result<Ready, LoadError> {
         let layer = job.layer;
-        let store = |source| self.store_error("unpack a layer", source);
-        let directory = scratch.layer(layer.diff_id.hex()).map_err(store)?;
-        let root = tree::open(&directory.join("fs")).map_err(store)?;
+        let store = || self.inner.failed("unpack a layer");
+        let directory = scratch.layer(layer.diff_id.hex()).map_err(store())?;
+        let root = tree::open(&directory.join("fs")).map_err(store())?;
         let compression = archive
             .compression(layer.member)
             .map_err(|source| job.failed(LayerError::Stream(source)))?;
@@ -361,13 +351,13 @@ impl<'a> Load<'a> {
                 }
             };
             warn_of_devices(&layer_ready.unpacked, warnings);
-            let store = |source| self.store_error("keep a layer", source);
+            let store = || self.inner.failed("keep a layer");
             let lower: Vec<PathBuf> = keys
                 .iter()
                 .rev()
                 .map(|key| self.inner.layer_directory(key).join("fs"))
                 .collect();
-            let depends = describe_implied(&layer_ready, &lower).map_err(store)?;
+            let depends = describe_implied(&layer_ready, &lower).map_err(store())?;
             let key = if depends {
                 chain
             } else {
@@ -376,7 +366,7 @@ impl<'a> Load<'a> {
             let record = LayerRecord::of(&layer_ready.unpacked);
             self.inner
                 .keep_layer(&key, &layer_ready.directory, record)
-                .map_err(store)?;
+                .map_err(store())?;
             keys.push(key);
         }
         Ok(Row { layers: keys })
@@ -447,14 +437,6 @@ impl<'a> Load<'a> {
                 done: after,
                 total,
             });
-        }
-    }
-
-    fn store_error(&self, step: &'static str, source: io::Error) -> LoadError {
-        LoadError::Store {
-            step,
-            directory: self.inner.directory.clone(),
-            source,
         }
     }
 }

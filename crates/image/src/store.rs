@@ -103,6 +103,18 @@ pub struct Image {
     pub size: u64,
 }
 
+/// Why something cannot be done in the store's own directory.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} in {}: {source}; see that the disk is healthy and has space, and try again", directory.display())]
+pub struct StoreError {
+    /// What was being done.
+    pub step: &'static str,
+    /// Where.
+    pub directory: PathBuf,
+    /// Why not.
+    pub source: io::Error,
+}
+
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -296,6 +308,16 @@ impl State {
 }
 
 impl Inner {
+    /// Says what was being done here when the system refused.
+    pub(crate) fn failed(&self, step: &'static str) -> impl FnOnce(io::Error) -> StoreError {
+        let directory = self.directory.clone();
+        move |source| StoreError {
+            step,
+            directory,
+            source,
+        }
+    }
+
     pub(crate) fn layer_directory(&self, key: &Digest) -> PathBuf {
         self.directory.join("layers").join(key.hex())
     }

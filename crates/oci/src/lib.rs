@@ -16,5 +16,7 @@ mod reference;
 
 pub use digest::{Algorithm, Digest, DigestError, DigestMismatch, Hasher};
 pub use image::{Healthcheck, History, Image, ImageConfig, RootFs, chain_id};
-pub use manifest::{Descriptor, DockerManifest, Index, Manifest, Platform, media_type};
+pub use manifest::{
+    Annotations, Descriptor, DockerManifest, Index, Manifest, Platform, media_type,
+};
 pub use reference::{DEFAULT_DOMAIN, DEFAULT_TAG, Reference, ReferenceError};

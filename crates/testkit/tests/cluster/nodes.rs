@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use objects::pod::is_ready;
+use objects::pod::{condition, has_ended, is_ready};
 use testkit::{Cluster, Options};
 
 use crate::{deployment, web};
@@ -112,4 +112,31 @@ async fn a_cordoned_node_gets_no_more() {
         ),
         (0, 4)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_removed_takes_its_pods_along() {
+    let mut cluster = two_nodes().await;
+    cluster.apply(&web(4, "web:1", "")).await;
+    cluster.settle().await;
+    cluster.lose_node("node-2").await;
+    cluster.delete(("v1", "Node", "node-2"), "Background").await;
+    // It may come back at once, as one that is installed anew does.
+    cluster.pass(Duration::from_secs(30)).await;
+    assert_eq!(ready_on(&cluster, "node-2").await, 2);
+    cluster.pass(Duration::from_secs(30)).await;
+    cluster.settle().await;
+    assert_eq!(ready_on(&cluster, "node-1").await, 4);
+    assert_eq!(cluster.list::<Pod>("default").await.len(), 4);
+    let mut told = BTreeSet::new();
+    cluster.history().each(|_, moment| {
+        for pod in moment.pods.values().filter(|pod| has_ended(pod)) {
+            let disrupted = condition(pod, "DisruptionTarget");
+            let message = disrupted.and_then(|condition| condition.message.clone());
+            told.insert((pod.metadata.name.clone(), message));
+        }
+    });
+    let messages: Vec<_> = told.into_iter().map(|(_, message)| message).collect();
+    let expected = Some("PodGC: node no longer exists".to_owned());
+    assert_eq!(messages, [expected.clone(), expected]);
 }
