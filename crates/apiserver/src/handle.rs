@@ -417,7 +417,8 @@ async fn answer(
         core,
     };
     let load = load(&call, &body);
-    let handler = dispatch(&call, Request::from_parts(parts, body));
+    // In a box: what all verbs may hold while they wait is much to carry about.
+    let handler = dispatch(&call, Request::from_parts(parts, body)).boxed();
     let answered = call.core.heavy.run(load, handler).await;
     let mut response = answered.unwrap_or_else(Failure::into_response);
     for warning in call.warnings.lock().iter() {
