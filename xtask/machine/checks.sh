@@ -29,3 +29,9 @@ left() { # what an instance must not leave behind
 gone() { [ -z "$(left)" ]; }
 word() { sed -n "s/.*\<$1=\([^ ]*\).*/\1/p" /proc/cmdline; } # what this start was told
 template() { kubectl get "$1" -o "go-template=$2"; }
+inside() { kubectl exec client -c main -- "$@"; }
+# Whether the web answers there, with the name of one of its pods. (This busybox's own wget crashes.)
+get() { echo "printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 30 $1 $2"; }
+is_web() { answer=$(tail -n 1) && echo "answer: $answer" && kubectl get pods -l app=web -o name | grep -qx "pod/$answer"; }
+from_pod() { inside sh -c "$(get "$@")" | is_web; }
+from_machine() { sh -c "$(get "$@")" | is_web; }

@@ -1,6 +1,4 @@
 # A cluster under systemd, as people run it; it stays for the starts after this one.
-from_pod() { kubectl exec client -- wget -qO- -T 30 "$1"; }
-is_web() { kubectl get pods -l app=web -o name | grep -qx "pod/$1"; }
 
 does "the unit is enabled and started" systemctl enable --now wharf
 comes "the server is ready" 300 wharf status
@@ -13,19 +11,19 @@ does "one is done" kubectl wait --for=jsonpath='{.status.phase}'=Succeeded pod/d
 does "one runs once" kubectl wait --for=condition=Ready pod/once --timeout=300s
 
 is "the node has the machine's address" "$(kubectl get nodes -o 'jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}')" 10.0.2.15
-is "exec" "$(kubectl exec client -- echo said)" said
-is "exec tells how a command ended" "$(kubectl exec client -- sh -c 'exit 7' 2>/dev/null; echo $?)" 7
+is "exec" "$(inside echo said)" said
+is "exec tells how a command ended" "$(inside sh -c 'exit 7' 2>/dev/null; echo $?)" 7
 is "logs" "$(kubectl logs client)" begun
-is "limits are read inside" "$(kubectl exec client -- sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max pids.max' | tr '\n' ' ')" "50331648 20000 100000 max "
+is "limits are read inside" "$(inside sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max pids.max' | tr '\n' ' ')" "50331648 20000 100000 max "
 address=$(template service/web '{{.spec.clusterIP}}')
-does "a Service's address from a pod" is_web "$(from_pod "http://$address")"
-does "and from the machine" is_web "$(wget -qO- -T 30 "http://$address")"
-does "a name from a pod" is_web "$(from_pod http://web)"
-does "the whole name" is_web "$(from_pod http://web.default.svc.cluster.local)"
-does "a port of the node" is_web "$(wget -qO- -T 30 http://10.0.2.15:30080)"
-does "also from a pod" is_web "$(from_pod http://10.0.2.15:30080)"
-does "the API from a pod" kubectl exec client -- nc -w 30 kubernetes.default 443 -e true
-is "what one start leaves" "$(kubectl exec client -- sh -c 'cat /disk/starts /memory/starts /settings/greeting')" "start
+does "a Service's address from a pod" from_pod "$address" 80
+does "and from the machine" from_machine "$address" 80
+does "a name from a pod" from_pod web 80
+does "the whole name" from_pod web.default.svc.cluster.local 80
+does "a port of the node" from_machine 10.0.2.15 30080
+does "also from a pod" from_pod 10.0.2.15 30080
+does "the API from a pod" inside nc -w 30 kubernetes.default 443 -e true
+is "what one start leaves" "$(inside sh -c 'cat /disk/starts /memory/starts /settings/greeting')" "start
 start
 hello"
 

@@ -1,6 +1,4 @@
 # After a shutdown and a new start: nobody does anything, and the cluster is there.
-from_pod() { kubectl exec client -- wget -qO- -T 30 "$1"; }
-is_web() { kubectl get pods -l app=web -o name | grep -qx "pod/$1"; }
 run_again() { # as many running containers as there are, of pods that are to run always
   [ "$(kubectl get pods -l runs=always -o 'jsonpath={.items[*].status.containerStatuses[*].ready} {.items[*].status.containerStatuses[*].restartCount}')" = "true true true true 1 1 1 1" ]
 }
@@ -16,20 +14,20 @@ is "people see a restart" "$(kubectl get pod client --no-headers | tr -s ' ' | c
 is "what is done stays done" "$(kubectl get pod done -o 'jsonpath={.status.phase} {.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].state.terminated.exitCode}')" "Succeeded 0 0"
 comes "what runs once has failed" 120 sh -c '[ "$(kubectl get pod once -o "jsonpath={.status.phase} {.status.containerStatuses[0].restartCount}")" = "Failed 0" ]'
 is "the node tells of it" "$(kubectl get events -A --field-selector reason=Rebooted -o 'jsonpath={.items[*].type}')" Warning
-is "on the disk, what was there" "$(kubectl exec client -- cat /disk/starts)" "start
+is "on the disk, what was there" "$(inside cat /disk/starts)" "start
 start"
-is "in memory, what is new" "$(kubectl exec client -- cat /memory/starts)" start
-is "it was asked to end" "$(kubectl exec client -- cat /disk/ends)" asked
+is "in memory, what is new" "$(inside cat /memory/starts)" start
+is "it was asked to end" "$(inside cat /disk/ends)" asked
 is "logs of before" "$(kubectl logs client --previous)" begun
 is "logs of now" "$(kubectl logs client)" begun
-is "an object in a file" "$(kubectl exec client -- cat /settings/greeting)" hello
+is "an object in a file" "$(inside cat /settings/greeting)" hello
 
 address=$(template service/web '{{.spec.clusterIP}}')
 comes "endpoints are those that run" 120 sh -c '[ "$(kubectl get endpoints web -o "jsonpath={.subsets[*].addresses[*].ip}" | tr " " "\n" | sort)" = "$(kubectl get pods -l app=web -o "jsonpath={.items[*].status.podIP}" | tr " " "\n" | sort)" ]'
-does "a Service's address from a pod" is_web "$(from_pod "http://$address")"
-does "and from the machine" is_web "$(wget -qO- -T 30 "http://$address")"
-does "a name from a pod" is_web "$(from_pod http://web)"
-does "a port of the node" is_web "$(wget -qO- -T 30 http://10.0.2.15:30080)"
+does "a Service's address from a pod" from_pod "$address" 80
+does "and from the machine" from_machine "$address" 80
+does "a name from a pod" from_pod web 80
+does "a port of the node" from_machine 10.0.2.15 30080
 
 # Nothing of the boot before is in the way.
 is "a keeper per running pod" "$(keepers | wc -l)" 4
@@ -37,4 +35,4 @@ is "a link per pod with a network" "$(links | wc -l)" 4
 is "an address per pod with a network" "$(ls /var/lib/wharf/run/network/*.json | wc -l)" 3
 is "sockets of keepers that live" "$(ls /var/lib/wharf/run/sandboxes/*/keeper.sock | wc -l)" 4
 is "a root per container" "$(grep -c ^overlay /proc/self/mounts)" "$(ls -d /var/lib/wharf/images/containers/*/ | wc -l)"
-is "a cgroup per pod" "$(find /sys/fs/cgroup/wharf/pods -name 'pod*' | wc -l)" 4
+is "a cgroup per pod" "$(find /sys/fs/cgroup/wharf/pods -mindepth 1 -name 'pod*' | wc -l)" 4

@@ -6,6 +6,9 @@
 scenario=$(word scenario)
 echo "scenario $scenario"
 . "/machine/$scenario.sh"
-if [ $failed != 0 ]; then tail -n 40 /var/log/wharf.log; fi
+if [ $failed != 0 ]; then
+  tail -n 40 /var/log/wharf.log
+  kubectl get pods,events -A | tail -n 40
+fi
 echo "passed $passed failed $failed"
 systemctl --no-block poweroff 2>/dev/null # it has no logind, and says so

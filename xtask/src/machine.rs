@@ -31,7 +31,7 @@ const PACKAGES: &[(&str, &str)] = &[
 ];
 
 /// Acknowledged writes after which the power is cut.
-const WRITES: u32 = 150;
+const WRITES: u32 = 60;
 
 pub(crate) fn run(suite: Option<&str>) -> anyhow::Result<()> {
     ensure!(
@@ -44,7 +44,7 @@ pub(crate) fn run(suite: Option<&str>) -> anyhow::Result<()> {
     };
     packages::install(PACKAGES)?;
     packages::install_kubectl()?;
-    let wharf = match std::env::var("TRY") { Ok(path) => path.into(), Err(_) => build::release(&["wharf"])?.join("wharf") };
+    let wharf = build::release(&["wharf"])?.join("wharf");
     let images = images::make()?;
     let place = root().join("target/machine").join(&suite);
     let disk = disk::make(&place, &suite, &wharf, &images)?;

@@ -10,8 +10,8 @@ use anyhow::{Context, bail};
 use crate::shell::{Run, command, root};
 
 /// What is in the machine. Not configured, only unpacked: that is enough to start.
-const INSIDE: &str = "usr-is-merged,systemd-sysv,kmod,busybox-static,bash,coreutils,grep,findutils,\
-                      libc-bin,mount,util-linux,nftables,sqlite3,linux-image-amd64";
+const INSIDE: &str = "systemd-sysv,kmod,busybox-static,bash,coreutils,grep,findutils,libc-bin,mount,\
+                      util-linux,nftables,sqlite3,linux-image-amd64";
 
 /// Of the kernel's modules: those for links, rules and file systems, and for the machine's disk.
 const MODULES: [&str; 10] = [
@@ -248,9 +248,10 @@ fn needed_modules(index: &str) -> BTreeSet<String> {
         .lines()
         .filter_map(|line| line.split_once(':'))
         .filter(|(module, _)| {
-            BOOT_MODULES
-                .iter()
-                .any(|name| module.ends_with(&format!("/{name}.ko")))
+            let file = module.rsplit('/').next().unwrap_or(module);
+            // Compressed or not.
+            let name = file.split_once(".ko").map_or(file, |(name, _)| name);
+            BOOT_MODULES.contains(&name)
         })
         .flat_map(|(module, needed)| std::iter::once(module).chain(needed.split_whitespace()))
         .map(str::to_owned)
@@ -316,11 +317,13 @@ mod tests {
     fn modules_come_with_what_they_need() {
         let index = "kernel/fs/ext4/ext4.ko: kernel/lib/crc16.ko kernel/fs/jbd2/jbd2.ko\n\
                      kernel/lib/crc16.ko:\n\
-                     kernel/fs/ext4/notext4.ko:\n";
+                     kernel/fs/ext4/notext4.ko:\n\
+                     kernel/drivers/block/virtio_blk.ko.xz:\n";
         let found: Vec<_> = needed_modules(index).into_iter().collect();
         assert_eq!(
             found,
             [
+                "kernel/drivers/block/virtio_blk.ko.xz",
                 "kernel/fs/ext4/ext4.ko",
                 "kernel/fs/jbd2/jbd2.ko",
                 "kernel/lib/crc16.ko"
