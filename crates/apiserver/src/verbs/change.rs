@@ -190,9 +190,18 @@ fn begin_life(call: &Call, object: &mut Value) -> Result<(), Failure> {
     ] {
         metadata.remove(decided);
     }
-    metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    metadata.insert("uid".into(), new_uid().into());
     metadata.insert("creationTimestamp".into(), now.into());
     Ok(())
+}
+
+/// An identity that no other object has had.
+fn new_uid() -> String {
+    // The generator of this thread, which asks the system for its seed only.
+    let random: [u8; 16] = rand::random();
+    uuid::Builder::from_random_bytes(random)
+        .into_uuid()
+        .to_string()
 }
 
 /// A name from its beginning: five characters that form no words follow.

@@ -133,6 +133,22 @@ async fn a_collection_is_deleted_by_selector() {
 }
 
 #[tokio::test]
+async fn a_large_collection_is_deleted_whole_and_told_in_order() {
+    let house = House::new().await;
+    let mut names: Vec<String> = (0..150).map(|number| format!("map-{number}")).collect();
+    for name in &names {
+        house.config_map(name, json!({})).await;
+    }
+    names.sort();
+    let held = json!({"metadata": {"finalizers": ["example.com/hold"]}});
+    let path = format!("{MAPS}/{}", names[70]);
+    house.merge(&path, held).await.expect_code(200);
+    let gone = house.delete(MAPS, Value::Null).await.expect_code(200);
+    assert_eq!(gone.names(), names);
+    assert_eq!(house.get(MAPS).await.names(), [names[70].as_str()]);
+}
+
+#[tokio::test]
 async fn a_namespace_is_emptied_before_it_goes() {
     let house = House::new().await;
     house
