@@ -164,6 +164,9 @@ pub enum ImageCommand {
         /// Archives; `-` for standard input
         #[arg(required = true, value_name = "FILE")]
         archives: Vec<PathBuf>,
+        /// Name of the image, instead of those in the archive
+        #[arg(long, value_name = "IMAGE")]
+        tag: Option<String>,
     },
     /// Make an image of one layer from an archive of a root file system
     Import {

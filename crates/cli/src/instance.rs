@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -111,6 +111,8 @@ impl Instance {
             .open(&path)
             .with_context(|| format!("open {}", path.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // Deleted between the two calls: who makes it anew may have the new one.
+            Ok(()) if file.metadata().is_ok_and(|file| file.nlink() == 0) => self.lock(),
             Ok(()) => Ok(Locked::Ours(Lock { _file: file })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(Locked::Taken),
             Err(error) => {

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 pub use config::{AddressRange, Config, ListenAddress, Settings};
-pub use exit::{Misuse, Refused};
+pub use exit::{Misuse, Refused, in_words};
 pub use instance::{Instance, Lock, Locked};
 
 /// What only the whole program can do.

@@ -13,7 +13,7 @@ use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use cli::control::{ImageLine, Message, Removed, Status};
-use futures::TryStreamExt;
+use futures::{SinkExt, StreamExt, TryStreamExt};
 use http::StatusCode;
 use image::{ImportOptions, LoadOptions, Source};
 use lifecycle::Drain;
@@ -22,6 +22,9 @@ use tokio::net::UnixListener;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use crate::server::Server;
+
+/// Pieces of an archive that wait for its reader.
+const CHUNKS_MAX: usize = 4;
 
 /// Answers commands until the drain is signaled. Only root can open the socket.
 pub(crate) fn listen(path: &Path) -> anyhow::Result<UnixListener> {
@@ -64,7 +67,7 @@ struct Refusal(anyhow::Error);
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let message = Message {
-            message: format!("{:#}", self.0),
+            message: cli::in_words(&self.0),
         };
         (StatusCode::BAD_REQUEST, Json(message)).into_response()
     }
@@ -114,14 +117,22 @@ async fn images(State(server): State<Arc<Server>>) -> Json<Vec<ImageLine>> {
     )
 }
 
+#[derive(Deserialize)]
+struct LoadQuery {
+    tag: Option<String>,
+}
+
 async fn load_images(
     State(server): State<Arc<Server>>,
+    Query(query): Query<LoadQuery>,
     request: Request,
 ) -> Result<Json<Vec<ImageLine>>, Refusal> {
-    let loaded = server
-        .images()
-        .load(source(request), LoadOptions::default())
-        .await?;
+    let name = query.tag.map(|tag| named(&tag)).transpose()?;
+    let options = LoadOptions {
+        name,
+        ..LoadOptions::default()
+    };
+    let loaded = server.images().load(source(request), options).await?;
     server.agent.images_changed();
     let lines = loaded.into_iter().map(|loaded| ImageLine {
         references: loaded.reference.iter().map(ToString::to_string).collect(),
@@ -142,12 +153,8 @@ async fn import_image(
     Query(query): Query<ImportQuery>,
     request: Request,
 ) -> Result<Json<ImageLine>, Refusal> {
-    let reference = query
-        .reference
-        .parse()
-        .with_context(|| query.reference.clone())?;
     let options = ImportOptions {
-        name: Some(reference),
+        name: Some(named(&query.reference)?),
         created: jiff::Timestamp::now(),
         ..ImportOptions::default()
     };
@@ -194,13 +201,25 @@ fn line(image: &image::Image) -> ImageLine {
     }
 }
 
+fn named(name: &str) -> anyhow::Result<oci::Reference> {
+    name.parse().with_context(|| name.to_owned())
+}
+
 /// A request's body as an archive that is read on a thread of its own.
+///
+/// What comes after the reader has had enough is read and thrown away: a client that could not finish
+/// writing would never read why it was refused.
 fn source(request: Request) -> Source {
-    let stream = request
+    let mut stream = request
         .into_body()
         .into_data_stream()
         .map_err(io::Error::other);
-    Source::Reader(Box::new(SyncIoBridge::new(StreamReader::new(Box::pin(
-        stream,
-    )))))
+    let (mut sender, receiver) = futures::channel::mpsc::channel(CHUNKS_MAX);
+    tokio::spawn(async move {
+        while let Some(chunk) = stream.next().await {
+            // The reader is gone: the rest is for nobody.
+            let _ = sender.send(chunk).await;
+        }
+    });
+    Source::Reader(Box::new(SyncIoBridge::new(StreamReader::new(receiver))))
 }

@@ -18,6 +18,7 @@ mod progress;
 mod server;
 mod serving;
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -26,6 +27,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The level of the Kubernetes API, with this program's version as build metadata.
 const KUBERNETES: &str = concat!("v1.36.3+wharf.", env!("CARGO_PKG_VERSION"));
+
+/// Enough for what a fresh cluster writes before it is ready.
+const FREE_BYTES_MIN: u64 = 3 << 20;
 
 /// The program, as the commands see it.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +82,7 @@ fn version() -> Version {
 fn prepare(config: &Config) -> anyhow::Result<Lock> {
     logging::start()?;
     config.instance.make_data_dir()?;
+    refuse_full_disk(&config.instance.data_dir)?;
     match config.instance.lock()? {
         Locked::Ours(lock) => Ok(lock),
         Locked::Taken => anyhow::bail!(
@@ -85,6 +90,21 @@ fn prepare(config: &Config) -> anyhow::Result<Lock> {
             config.instance.data_dir.display()
         ),
     }
+}
+
+/// With a full disk the database cannot even be opened, and says so in words of its own.
+fn refuse_full_disk(directory: &Path) -> anyhow::Result<()> {
+    let found = rustix::fs::statvfs(directory)
+        .with_context(|| format!("look at the disk of {}", directory.display()))?;
+    let free = found.f_bavail.saturating_mul(found.f_frsize);
+    anyhow::ensure!(
+        free >= FREE_BYTES_MIN,
+        "the disk of {} is full: {} KiB are free, and {} are needed to start; make room, or choose another place with --data-dir",
+        directory.display(),
+        free >> 10,
+        FREE_BYTES_MIN >> 10
+    );
+    Ok(())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -16,6 +16,8 @@ pub(crate) fn start() -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_span_events(FmtSpan::NONE)
         .with_ansi(false)
+        // Complaining of a log that cannot be written (its disk is full) would be a panic.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .init();
     Ok(())

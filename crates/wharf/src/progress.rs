@@ -33,7 +33,7 @@ impl Teller {
     /// Says why it cannot start, and lets go of standard output.
     pub(crate) fn failed(self, error: &anyhow::Error) {
         self.tell(&Progress::Failed {
-            message: format!("{error:#}"),
+            message: cli::in_words(error),
         });
         self.let_go();
     }

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
@@ -25,8 +24,6 @@ use crate::{KUBERNETES, control, dns_probe, kubeconfig};
 
 /// Below which all names of the cluster are.
 const CLUSTER_DOMAIN: &str = "cluster.local";
-/// With less, the database cannot even open its log.
-const FREE_BYTES_MIN: u64 = 256 << 10;
 
 /// Starts everything, tells when it is ready, and returns when it was told to end and has.
 /// The lock is held until then.
@@ -278,29 +275,9 @@ async fn open_store(config: &Config) -> anyhow::Result<store::Store<apiserver::M
         std::fs::create_dir_all(directory)
             .with_context(|| format!("make {}", directory.display()))?;
     }
-    let open = async {
-        let engine = store::Sqlite::open(&path)?;
-        let opened = store::Store::open(
-            Box::new(engine),
-            apiserver::extract(),
-            store::Options::default(),
-        );
-        opened.await
-    };
-    open.await.map_err(|error| {
-        // The database calls a full disk by many names.
-        if free_bytes(&path).is_some_and(|free| free < FREE_BYTES_MIN) {
-            anyhow::anyhow!("{error}; its disk is full: make room at {}", path.display())
-        } else {
-            error.into()
-        }
-    })
-}
-
-/// What is left on the disk of a file.
-fn free_bytes(path: &Path) -> Option<u64> {
-    let found = rustix::fs::statvfs(path.parent()?).ok()?;
-    Some(found.f_bavail.saturating_mul(found.f_frsize))
+    let engine = store::Sqlite::open(&path)?;
+    let options = store::Options::default();
+    Ok(store::Store::open(Box::new(engine), apiserver::extract(), options).await?)
 }
 
 /// Waits for the node and the name server, by the way that pods take.

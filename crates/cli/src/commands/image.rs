@@ -10,7 +10,7 @@ use super::block_on;
 use crate::args::{Format, ImageCommand};
 use crate::control::{Control, ImageLine, Removed};
 use crate::output::{complain, say};
-use crate::{Config, Refused, table};
+use crate::{Config, Misuse, Refused, in_words, table};
 
 pub(super) fn run(config: &Config, command: ImageCommand) -> anyhow::Result<()> {
     block_on(async {
@@ -21,7 +21,7 @@ pub(super) fn run(config: &Config, command: ImageCommand) -> anyhow::Result<()> 
             );
         };
         match command {
-            ImageCommand::Load { archives } => load(&mut control, &archives).await,
+            ImageCommand::Load { archives, tag } => load(&mut control, &archives, tag).await,
             ImageCommand::Import { archive, reference } => {
                 let stream = open(&archive).await?;
                 let path = format!("/images/import?reference={}", encode(&reference));
@@ -41,11 +41,22 @@ pub(super) fn run(config: &Config, command: ImageCommand) -> anyhow::Result<()> 
     })
 }
 
-async fn load(control: &mut Control, archives: &[std::path::PathBuf]) -> anyhow::Result<()> {
+async fn load(
+    control: &mut Control,
+    archives: &[std::path::PathBuf],
+    tag: Option<String>,
+) -> anyhow::Result<()> {
+    if tag.is_some() && archives.len() > 1 {
+        return Err(Misuse("--tag names one image; load one archive at a time".into()).into());
+    }
+    let path = match tag {
+        Some(tag) => format!("/images/load?tag={}", encode(&tag)),
+        None => "/images/load".into(),
+    };
     for archive in archives {
         let stream = open(archive).await?;
         let images: Vec<ImageLine> = control
-            .send_stream("/images/load", stream)
+            .send_stream(&path, stream)
             .await
             .with_context(|| format!("load {}", archive.display()))?;
         for image in images {
@@ -122,7 +133,7 @@ async fn remove(control: &mut Control, images: &[String], force: bool) -> anyhow
                 removed.deleted.iter().for_each(|id| say!("Deleted: {id}"));
             }
             Err(error) => {
-                complain!("wharf: remove {image}: {error:#}");
+                complain!("wharf: remove {image}: {}", in_words(&error));
                 refused = true;
             }
         }
