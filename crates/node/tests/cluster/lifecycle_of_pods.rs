@@ -221,9 +221,11 @@ async fn what_is_missing_may_come_later() {
         .await;
     let failed = "MountVolume.SetUp failed for volume \"v\" : configmap \"files\" not found";
     house.until_said("web", "FailedMount", failed).await;
-    let pod = house.pod("web").await.expect("is there");
-    let waiting = &container(&pod, "c")["state"]["waiting"];
-    assert_eq!(waiting["reason"], "ContainerCreating");
+    let pod = house
+        .until("web", "a container that is being created", |pod| {
+            container(pod, "c")["state"]["waiting"]["reason"] == "ContainerCreating"
+        })
+        .await;
     assert_eq!(
         condition(&pod, "PodReadyToStartContainers")["status"],
         "False"
