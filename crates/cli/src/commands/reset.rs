@@ -133,7 +133,10 @@ mod tests {
         }
         let server = instance.lock().expect("asked");
         let error = delete(&instance).expect_err("a server has it");
-        assert!(error.to_string().contains("systemctl stop wharf"), "{error}");
+        assert!(
+            error.to_string().contains("systemctl stop wharf"),
+            "{error}"
+        );
         assert!(own.exists() && others.exists());
         drop(server);
         delete(&instance).expect("deleted");
