@@ -118,12 +118,51 @@ enum Task {
     Attach,
 }
 
-type Names = (String, String, String);
-type NamesWithUid = (String, String, String, String);
+/// Which container is meant.
+struct Names {
+    namespace: String,
+    pod: String,
+    uid: Option<String>,
+    container: String,
+}
+
+impl Names {
+    fn new((namespace, pod, container): (String, String, String)) -> Names {
+        Names {
+            namespace,
+            pod,
+            uid: None,
+            container,
+        }
+    }
+
+    fn with_uid((namespace, pod, uid, container): (String, String, String, String)) -> Names {
+        Names {
+            uid: Some(uid),
+            ..Names::new((namespace, pod, container))
+        }
+    }
+}
 
 pub(super) async fn exec(
     State(context): State<Arc<Context>>,
-    Path(names): Path<Names>,
+    Path(names): Path<(String, String, String)>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    execute(context, Names::new(names), request).await
+}
+
+pub(super) async fn exec_uid(
+    State(context): State<Arc<Context>>,
+    Path(names): Path<(String, String, String, String)>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    execute(context, Names::with_uid(names), request).await
+}
+
+async fn execute(
+    context: Arc<Context>,
+    names: Names,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
     let query = Query::of(&request);
@@ -143,40 +182,40 @@ pub(super) async fn exec(
     answer(context, names, wanted, Task::Exec(spec), request).await
 }
 
-pub(super) async fn exec_uid(
-    state: State<Arc<Context>>,
-    Path((namespace, pod, _uid, container)): Path<NamesWithUid>,
-    request: Request<Body>,
-) -> Result<Response, Failure> {
-    exec(state, Path((namespace, pod, container)), request).await
-}
-
 pub(super) async fn attach(
     State(context): State<Arc<Context>>,
-    Path(names): Path<Names>,
+    Path(names): Path<(String, String, String)>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
     let wanted = Wanted::of(&Query::of(&request))?;
-    answer(context, names, wanted, Task::Attach, request).await
+    answer(context, Names::new(names), wanted, Task::Attach, request).await
 }
 
 pub(super) async fn attach_uid(
-    state: State<Arc<Context>>,
-    Path((namespace, pod, _uid, container)): Path<NamesWithUid>,
+    State(context): State<Arc<Context>>,
+    Path(names): Path<(String, String, String, String)>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
-    attach(state, Path((namespace, pod, container)), request).await
+    let wanted = Wanted::of(&Query::of(&request))?;
+    answer(
+        context,
+        Names::with_uid(names),
+        wanted,
+        Task::Attach,
+        request,
+    )
+    .await
 }
 
 async fn answer(
     context: Arc<Context>,
-    (namespace, name, container): Names,
+    names: Names,
     wanted: Wanted,
     task: Task,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
-    let pod = find_pod(&context, &namespace, &name)?;
-    let id = running(&context, &pod, &container).await?;
+    let pod = find_pod(&context, &names.namespace, &names.pod, names.uid.as_deref())?;
+    let id = running(&context, &pod, &names.container).await?;
     let run = move |remote: Remote| run(context, id, wanted, task, remote);
     if spdy::is_asked_for(&request) {
         let offered = spdy::versions(&request);

@@ -29,7 +29,7 @@ pub(super) async fn answer(
     request: Request<Body>,
 ) -> Result<Response, Failure> {
     let query = Query::of(&request);
-    let pod = find_pod(&context, &namespace, &name)?;
+    let pod = find_pod(&context, &namespace, &name, None)?;
     let wanted = wanted(&query, context.now())?;
     let is_member = pod
         .spec

@@ -126,15 +126,16 @@ pub(crate) fn json_answer(value: &serde_json::Value) -> Response {
     (kind, value.to_string()).into_response()
 }
 
-/// A pod of this node.
+/// A pod of this node. With a uid, only the one that has it: another may have its name by now.
 pub(crate) fn find_pod(
     context: &Context,
     namespace: &str,
     name: &str,
+    uid: Option<&str>,
 ) -> Result<Arc<Pod>, Failure> {
-    context
-        .pods
-        .get(Some(namespace), name)
+    let found = context.pods.get(Some(namespace), name);
+    found
+        .filter(|found| uid.is_none_or(|uid| pod::uid(found) == uid))
         .ok_or_else(|| Failure::not_found(format!("pod \"{name}\" not found")))
 }
 

@@ -12,6 +12,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use engine::SandboxId;
 use http::Request;
+use k8s_openapi::api::core::v1::Pod;
 use streams::{Event, Headers, StreamId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -28,7 +29,7 @@ const PROTOCOL: &str = "portforward.k8s.io";
 const WAITING_MAX: usize = 16;
 /// Bytes that are read at once.
 const PIECE: usize = 32 * 1024;
-/// Connections at once.
+/// Connections at once, and streams that wait for their other half.
 const FORWARDS_MAX: usize = 512;
 
 pub(super) async fn answer(
@@ -36,13 +37,31 @@ pub(super) async fn answer(
     Path((namespace, name)): Path<(String, String)>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
-    let pod = find_pod(&context, &namespace, &name)?;
-    if !observe(&context, &pod).await?.alive {
+    let pod = find_pod(&context, &namespace, &name, None)?;
+    forward(context, &pod, request).await
+}
+
+pub(super) async fn answer_uid(
+    State(context): State<Arc<Context>>,
+    Path((namespace, name, uid)): Path<(String, String, String)>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let pod = find_pod(&context, &namespace, &name, Some(&uid))?;
+    forward(context, &pod, request).await
+}
+
+async fn forward(
+    context: Arc<Context>,
+    pod: &Pod,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    if !observe(&context, pod).await?.alive {
+        let name = pod::name(pod);
         return Err(Failure::internal(format!(
             "pod \"{name}\" has no running sandbox"
         )));
     }
-    let sandbox = SandboxId(pod::uid(&pod).to_owned());
+    let sandbox = SandboxId(pod::uid(pod).to_owned());
     if spdy::is_asked_for(&request) {
         let offered = spdy::versions(&request);
         if !offered.is_empty() && !offered.iter().any(|name| name == PROTOCOL) {
@@ -56,14 +75,6 @@ pub(super) async fn answer(
     }
     let upgrade = websocket::upgrade(request).await?;
     websocket::tunnel(upgrade, move |stream| serve(context, sandbox, stream))
-}
-
-pub(super) async fn answer_uid(
-    state: State<Arc<Context>>,
-    Path((namespace, name, _uid)): Path<(String, String, String)>,
-    request: Request<Body>,
-) -> Result<Response, Failure> {
-    answer(state, Path((namespace, name)), request).await
 }
 
 /// Streams that wait for their other half.
@@ -120,8 +131,12 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> Session<S> {
                     self.inputs.remove(&id);
                 }
             }
-            Event::Finished(id) | Event::Reset(id) => {
+            Event::Finished(id) => {
                 self.inputs.remove(&id);
+            }
+            Event::Reset(id) => {
+                self.inputs.remove(&id);
+                self.halves.retain(|_, half| half.error != Some(id));
             }
             Event::Replied { .. } | Event::Pong(_) | Event::GoAway => {}
         }
@@ -131,7 +146,9 @@ impl<S: AsyncRead + AsyncWrite + Send + 'static> Session<S> {
         let kind = headers.get("streamtype").unwrap_or_default();
         let port = headers.get("port").unwrap_or_default();
         let is_known = matches!(kind, "data" | "error") && !port.is_empty();
-        if !is_known || self.forwards.len() >= FORWARDS_MAX {
+        let is_full = self.forwards.len() >= FORWARDS_MAX
+            || (kind == "error" && self.halves.len() >= FORWARDS_MAX);
+        if !is_known || is_full {
             // A connection that breaks here is noticed where it is read.
             let _ = self.connection.refuse(id).await;
             return;

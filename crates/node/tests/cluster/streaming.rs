@@ -403,3 +403,50 @@ async fn ports_are_forwarded_and_failures_told() {
     let text = client.read(error).await;
     assert!(text.contains("failed to connect to localhost:81"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_never_become_a_pair_are_not_kept_without_end() {
+    let house = House::new().await;
+    running(&house, json!(["run"])).await;
+    house.until_ready("web").await;
+    let request = spdy("/portForward/default/web", "portforward.k8s.io");
+    let mut client = Client::new(upgrade(&house, request).await).await;
+    fn of<'a>(kind: &'a str, request: &'a str) -> [(&'a str, &'a str); 3] {
+        [("streamtype", kind), ("port", "81"), ("requestid", request)]
+    }
+    for number in 0..600 {
+        let error = client.open(of("error", &number.to_string())).await;
+        client.mux.reset(error);
+        client.flush().await;
+    }
+    // Those that were given up have made room.
+    let error = client.open(of("error", "pair")).await;
+    client.open(of("data", "pair")).await;
+    let text = client.read(error).await;
+    assert!(text.contains("failed to connect to localhost:81"), "{text}");
+    for number in 0..512 {
+        client.open(of("error", &format!("left-{number}"))).await;
+    }
+    let refused = client.open(of("error", "one too many")).await;
+    assert_eq!(client.read(refused).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_uid_means_that_pod_and_no_other_of_its_name() {
+    let house = House::new().await;
+    running(&house, json!(["run"])).await;
+    let pod = house.until_ready("web").await;
+    let uid = pod["metadata"]["uid"].as_str().expect("a uid");
+    let check = async |path: String, protocol: &str, expected: u16| {
+        let answer = upgrade(&house, spdy(&path, protocol)).await;
+        assert_eq!(answer.status().as_u16(), expected, "{path}");
+    };
+    for (uid, expected) in [(uid, 101), ("another", 404)] {
+        let exec = format!("/exec/default/web/{uid}/c?command=true&output=1");
+        check(exec, "v4.channel.k8s.io", expected).await;
+        let attach = format!("/attach/default/web/{uid}/c?output=1");
+        check(attach, "v4.channel.k8s.io", expected).await;
+        let forward = format!("/portForward/default/web/{uid}");
+        check(forward, "portforward.k8s.io", expected).await;
+    }
+}
