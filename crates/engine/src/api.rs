@@ -295,6 +295,12 @@ pub enum Error {
 /// Dropping a call's future does not leave a half-made thing behind.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
+    /// Whether those who keep the containers answer; resolves within a few seconds. Fine where there
+    /// is nobody to be asked.
+    async fn health(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// All sandboxes with their containers, also those that an earlier daemon made.
     async fn sandboxes(&self) -> Vec<SandboxStatus>;
 

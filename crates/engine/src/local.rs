@@ -2,6 +2,7 @@
 
 mod adopt;
 mod containers;
+mod health;
 mod mounted_images;
 mod sandboxes;
 
@@ -10,6 +11,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -99,6 +101,8 @@ struct Inner {
     places: tokio::sync::Semaphore,
     users: Users,
     listeners: Listeners,
+    /// Which keeper is asked next whether it answers.
+    turn: AtomicUsize,
 }
 
 impl LocalEngine {
@@ -127,6 +131,7 @@ impl LocalEngine {
             places: tokio::sync::Semaphore::new(MAKING_MAX),
             users: Users::default(),
             listeners: Listeners::default(),
+            turn: AtomicUsize::default(),
         }));
         futures::future::join_all(names.iter().map(|name| engine.adopt(name))).await;
         engine.remove_leftovers().await;
@@ -273,6 +278,10 @@ fn warn_of_limits() {
 
 #[async_trait]
 impl Engine for LocalEngine {
+    async fn health(&self) -> Result<(), Error> {
+        self.0.reach_a_keeper().await
+    }
+
     async fn sandboxes(&self) -> Vec<SandboxStatus> {
         let sandboxes: Vec<_> = self.0.sandboxes.lock().values().cloned().collect();
         sandboxes.iter().map(|sandbox| sandbox.status()).collect()

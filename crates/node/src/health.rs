@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Engine, SandboxStatus};
+use engine::{Engine, Error, SandboxStatus};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ const LOST_AFTER: u32 = 18;
 pub(crate) struct Health {
     heartbeat: Duration,
     heard: Instant,
-    question: Option<JoinHandle<Vec<SandboxStatus>>>,
+    question: Option<JoinHandle<Result<Vec<SandboxStatus>, Error>>>,
 }
 
 impl Health {
@@ -38,22 +38,32 @@ impl Health {
     pub(crate) fn ask(&mut self, engine: &Arc<dyn Engine>) {
         if self.question.is_none() {
             let engine = engine.clone();
-            self.question = Some(tokio::spawn(async move { engine.sandboxes().await }));
+            self.question = Some(tokio::spawn(async move {
+                engine.health().await?;
+                Ok(engine.sandboxes().await)
+            }));
         }
     }
 
     /// Resolves with all sandboxes when the open question is answered. A question that panicked was
-    /// none.
+    /// none, and one that those who keep the containers did not answer is as good as none.
     pub(crate) async fn answered(&mut self) -> Vec<SandboxStatus> {
         let Some(question) = &mut self.question else {
             return std::future::pending().await;
         };
         let result = question.await;
         self.question = None;
-        if result.is_ok() {
-            self.heard = Instant::now();
+        match result {
+            Ok(Ok(sandboxes)) => {
+                self.heard = Instant::now();
+                sandboxes
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the engine does not answer");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
         }
-        result.unwrap_or_default()
     }
 
     /// What is wrong now.

@@ -346,6 +346,42 @@ pub(crate) async fn a_killed_keeper_is_noticed() {
     house.left_empty(engine).await;
 }
 
+pub(crate) async fn keepers_that_do_not_answer_are_noticed() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let house = House::new().await;
+    let engine = house.engine().await;
+    engine.health().await.expect("there is nobody to be asked");
+    let mut keepers = Vec::new();
+    for name in ["one", "two"] {
+        engine
+            .run_sandbox(&id(name), pod(name))
+            .await
+            .expect("made");
+        let directory = house.directory.path().join("run/sandboxes").join(name);
+        let found = runtime::Keeper::connect(&directory).await.expect("alive");
+        keepers.push(Pid::from_raw(found.0.pid()).expect("a number"));
+    }
+    let all = |signal| {
+        for keeper in &keepers {
+            kill_process(*keeper, signal).expect("signalled");
+        }
+    };
+    engine.health().await.expect("both answer");
+    all(Signal::STOP);
+    let unwell = engine.health().await;
+    kill_process(keepers[0], Signal::CONT).expect("signalled");
+    let better = engine.health().await;
+    all(Signal::CONT);
+    let unwell = unwell.expect_err("nobody answers").to_string();
+    assert!(unwell.starts_with("ask the keeper of "), "{unwell}");
+    better.expect("one answers");
+    for name in ["one", "two"] {
+        engine.remove_sandbox(&id(name)).await.expect("removed");
+    }
+    house.left_empty(engine).await;
+}
+
 pub(crate) async fn what_is_half_made_goes_away() {
     let house = House::new().await;
     let engine = house.engine().await;

@@ -38,6 +38,8 @@ struct State {
     graces: Vec<Duration>,
     /// Questions about all sandboxes are not answered.
     is_silent: bool,
+    /// Those who keep the containers do not answer.
+    is_unwell: bool,
     /// Ports of sandboxes lead here.
     target: Option<std::net::SocketAddr>,
 }
@@ -149,6 +151,11 @@ impl FakeEngine {
         self.0.lock().is_silent = is_silent;
     }
 
+    /// Whether those who keep its containers do not answer.
+    pub(crate) fn set_unwell(&self, is_unwell: bool) {
+        self.0.lock().is_unwell = is_unwell;
+    }
+
     pub(crate) fn set_target(&self, target: std::net::SocketAddr) {
         self.0.lock().target = Some(target);
     }
@@ -238,6 +245,13 @@ impl FakeEngine {
 
 #[async_trait]
 impl Engine for FakeEngine {
+    async fn health(&self) -> Result<(), Error> {
+        match self.0.lock().is_unwell {
+            false => Ok(()),
+            true => Err(Error::Invalid("nobody answers".to_owned())),
+        }
+    }
+
     async fn sandboxes(&self) -> Vec<SandboxStatus> {
         while self.0.lock().is_silent {
             tokio::time::sleep(Duration::from_millis(10)).await;

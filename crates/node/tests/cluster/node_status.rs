@@ -76,3 +76,14 @@ async fn a_node_whose_engine_is_silent_is_not_ready_until_it_answers() {
     let ready = until_ready_is(&house, "True").await;
     assert_eq!(ready["reason"], "KubeletReady");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_containers_nobody_reaches_is_not_ready() {
+    let house = House::with_heartbeat(Duration::from_millis(50)).await;
+    house.engine.set_unwell(true);
+    let ready = until_ready_is(&house, "False").await;
+    let message = ready["message"].as_str().expect("a message");
+    assert!(message.contains("container runtime is down"), "{message}");
+    house.engine.set_unwell(false);
+    until_ready_is(&house, "True").await;
+}
