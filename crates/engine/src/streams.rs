@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use runtime::StreamEnds;
@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::pipe;
 
-use crate::api::Streams;
+use crate::api::{Reader, Streams};
 
 /// Makes streams of what a keeper handed over. With `wants_stdin` false a terminal is not written to.
 pub(crate) fn streams(ends: StreamEnds, wants_stdin: bool) -> io::Result<Streams> {
@@ -20,17 +20,24 @@ pub(crate) fn streams(ends: StreamEnds, wants_stdin: bool) -> io::Result<Streams
         stdout,
         stderr,
         tty,
-        ..
+        verdict,
     } = ends;
+    let verdict = verdict.map(Verdict::new).transpose()?;
     if !tty {
         return Ok(Streams {
             stdin: match stdin {
                 Some(end) => Some(Box::pin(pipe::Sender::from_owned_fd(end)?)),
                 None => None,
             },
-            stdout: Box::pin(pipe::Receiver::from_owned_fd(stdout)?),
+            stdout: checked(
+                Box::pin(pipe::Receiver::from_owned_fd(stdout)?),
+                verdict.clone(),
+            ),
             stderr: match stderr {
-                Some(end) => Some(Box::pin(pipe::Receiver::from_owned_fd(end)?)),
+                Some(end) => Some(checked(
+                    Box::pin(pipe::Receiver::from_owned_fd(end)?),
+                    verdict,
+                )),
                 None => None,
             },
             resize: None,
@@ -42,7 +49,7 @@ pub(crate) fn streams(ends: StreamEnds, wants_stdin: bool) -> io::Result<Streams
         Some(end) => Terminal::new(end)?,
         None => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    let output: Pin<Box<dyn AsyncRead + Send>> = if rustix::termios::isatty(&stdout) {
+    let output: Reader = if rustix::termios::isatty(&stdout) {
         Box::pin(Terminal::new(stdout)?)
     } else {
         Box::pin(pipe::Receiver::from_owned_fd(stdout)?)
@@ -53,10 +60,64 @@ pub(crate) fn streams(ends: StreamEnds, wants_stdin: bool) -> io::Result<Streams
             true => Some(Box::pin(terminal)),
             false => None,
         },
-        stdout: output,
+        stdout: checked(output, verdict),
         stderr: None,
         resize: Some(Arc::new(move |columns, rows| window.resize(columns, rows))),
     })
+}
+
+/// Whether all of the output of a container was passed on to one who is attached to it.
+struct Verdict {
+    pipe: OwnedFd,
+    heard: OnceLock<bool>,
+}
+
+impl Verdict {
+    fn new(pipe: OwnedFd) -> io::Result<Arc<Verdict>> {
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        Ok(Arc::new(Verdict {
+            pipe,
+            heard: OnceLock::new(),
+        }))
+    }
+
+    /// To be asked when an output has ended: by then it stands.
+    fn is_whole(&self) -> bool {
+        *self
+            .heard
+            .get_or_init(|| rustix::io::read(&self.pipe, &mut [0]) == Ok(1))
+    }
+}
+
+fn checked(reader: Reader, verdict: Option<Arc<Verdict>>) -> Reader {
+    match verdict {
+        Some(verdict) => Box::pin(Checked { reader, verdict }),
+        None => reader,
+    }
+}
+
+/// An output whose end is an error if something is missing.
+struct Checked {
+    reader: Reader,
+    verdict: Arc<Verdict>,
+}
+
+impl AsyncRead for Checked {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(self.reader.as_mut().poll_read(context, buffer))?;
+        let is_end = buffer.filled().len() == before && buffer.remaining() > 0;
+        Poll::Ready(match is_end && !self.verdict.is_whole() {
+            true => Err(io::Error::other(
+                "output is missing: it was not taken for minutes, or not before all of it was removed",
+            )),
+            false => Ok(()),
+        })
+    }
 }
 
 /// The far side of a terminal.

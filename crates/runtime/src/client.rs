@@ -160,6 +160,9 @@ pub struct StreamEnds {
     pub stderr: Option<OwnedFd>,
     /// Whether there is a terminal.
     pub tty: bool,
+    /// Of an attach: says, when the outputs have ended, whether all that there was went through
+    /// them. One byte comes before its end if so, and none if the keeper had to give up.
+    pub verdict: Option<OwnedFd>,
 }
 
 /// A command that runs in a container.
@@ -409,8 +412,17 @@ impl Keeper {
     pub async fn attach(&self, container: &str) -> Result<StreamEnds, KeeperError> {
         let container = container.to_owned();
         match self.call(Call::Attach { container }).await? {
-            (Answer::Attach { stdin, tty }, descriptors) => {
-                self.shared.stream_ends(descriptors, stdin, tty)
+            (
+                Answer::Attach {
+                    stdin,
+                    tty,
+                    verdict,
+                },
+                mut descriptors,
+            ) => {
+                let verdict = if verdict { descriptors.pop() } else { None };
+                let ends = self.shared.stream_ends(descriptors, stdin, tty)?;
+                Ok(StreamEnds { verdict, ..ends })
             }
             (answer, _) => Err(self.shared.unexpected(&answer)),
         }
@@ -546,6 +558,7 @@ impl Shared {
                 stdout,
                 stderr,
                 tty,
+                verdict: None,
             }),
             _ => Err(self.confused("streams are missing")),
         }
@@ -564,6 +577,7 @@ impl Shared {
             stdout,
             stderr: None,
             tty: true,
+            verdict: None,
         })
     }
 }

@@ -91,6 +91,10 @@ pub(crate) enum Answer {
     Attach {
         stdin: bool,
         tty: bool,
+        /// Whether the last descriptor tells, by one byte before its end, that all of the output was
+        /// passed on.
+        #[serde(default)]
+        verdict: bool,
     },
 }
 

@@ -128,6 +128,32 @@ pub(crate) async fn exec_attach_and_dial() {
     house.left_empty(engine).await;
 }
 
+/// What is not taken before everything is removed is missing, and that is told.
+pub(crate) async fn an_end_that_is_not_the_whole_is_an_error() {
+    let house = House::new().await;
+    let engine = house.engine().await;
+    engine.run_sandbox(&id("a"), pod("a")).await.expect("made");
+    let script = "read x; head -c 300000 /dev/zero; echo done >&2; sleep 600";
+    let mut spec = house.shell("c", script);
+    spec.stdin = true;
+    let container = engine.create_container(&id("a"), spec).await.expect("made");
+    engine.start_container(&container).await.expect("started");
+    let streams = engine.attach(&container).await.expect("attached");
+    let mut stdin = streams.stdin.expect("asked for");
+    stdin.write_all(b"go\n").await.expect("written");
+    let mut error = streams.stderr.expect("no terminal");
+    let mut said = [0; 5];
+    error.read_exact(&mut said).await.expect("readable");
+    assert_eq!(&said, b"done\n");
+    engine.remove_sandbox(&id("a")).await.expect("removed");
+    let (mut stdout, mut seen) = (streams.stdout, Vec::new());
+    let end = stdout.read_to_end(&mut seen).await.expect_err("not all");
+    assert!(seen.len() > 100_000);
+    assert!(end.to_string().starts_with("output is missing"), "{end}");
+    assert!(error.read_to_end(&mut seen).await.is_err());
+    house.left_empty(engine).await;
+}
+
 pub(crate) async fn terminals() {
     let house = House::new().await;
     let engine = house.engine().await;

@@ -165,6 +165,7 @@ impl Keeper {
                 let answer = Answer::Attach {
                     stdin: ends.stdin.is_some(),
                     tty,
+                    verdict: true,
                 };
                 let attached = ends.stdin.into_iter().chain(ends.outputs).collect();
                 self.reply(connection, request, Ok(answer), attached);

@@ -1,24 +1,22 @@
 //! A container under its keeper: its record, its streams, and those who are attached to them.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use jiff::Timestamp;
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
+use super::clients::{CLIENTS_MAX, Clients};
 use super::log::{Lines, LogFile, log_time};
 use super::process::Reports;
 use crate::protocol::{Refusal, RefusalKind};
 use crate::record::ContainerRecord;
 
-/// How much an attached client may lag behind before it is dropped: the pipe's size in bytes.
+/// How much an attached client may lag behind before it holds the container back: the pipe's size in
+/// bytes.
 const CLIENT_BUFFER: usize = 256 << 10;
-
-/// How many may be attached to one container.
-const CLIENTS_MAX: usize = 32;
 
 /// What is read at once when a container has ended, at most.
 const DRAIN_MAX: usize = 4 << 20;
@@ -37,7 +35,7 @@ pub(super) struct Container {
     stdin: Option<OwnedFd>,
     /// The keeper's side of its terminal.
     terminal: Option<OwnedFd>,
-    clients: Vec<Client>,
+    pub(super) clients: Clients,
 }
 
 #[derive(Debug)]
@@ -59,18 +57,13 @@ pub(super) struct Output {
     is_error: bool,
 }
 
-#[derive(Debug)]
-struct Client {
-    output: Option<OwnedFd>,
-    error: Option<OwnedFd>,
-}
-
 /// The near ends, for the container's process.
 pub(super) struct NearEnds(pub(super) Option<[OwnedFd; 3]>);
 
 /// What an attach gets.
 pub(super) struct FarEnds {
     pub(super) stdin: Option<OwnedFd>,
+    /// With the pipe that tells whether all was passed on as the last one.
     pub(super) outputs: Vec<OwnedFd>,
 }
 
@@ -84,7 +77,7 @@ impl Container {
             log_fails: false,
             stdin: None,
             terminal: None,
-            clients: Vec::new(),
+            clients: Clients::default(),
         })
     }
 
@@ -154,12 +147,17 @@ impl Container {
                     .lines
                     .feed(&log_time(Timestamp::now()), chunk, &mut text);
                 let is_error = output.is_error;
-                self.clients
-                    .retain_mut(|client| client.pass(is_error, chunk));
+                self.clients.pass(is_error, chunk);
                 length
             }
         };
         self.write_log(&text).map(|()| length)
+    }
+
+    /// Whether an output is not to be read for now, as somebody who is attached has not taken what
+    /// came before.
+    pub(super) fn is_held_back(&self, output: &Output) -> bool {
+        self.clients.hold_back(output.is_error)
     }
 
     fn write_log(&mut self, text: &[u8]) -> io::Result<()> {
@@ -198,7 +196,7 @@ impl Container {
     pub(super) fn close(&mut self) {
         self.stdin = None;
         self.terminal = None;
-        self.clients.clear();
+        self.clients.end();
     }
 
     pub(super) fn reopen_log(&mut self) -> io::Result<()> {
@@ -208,8 +206,7 @@ impl Container {
     /// Connects a client to the streams, from now on.
     pub(super) fn attach(&mut self) -> Result<FarEnds, Refusal> {
         let spec = &self.record.spec;
-        self.clients.retain(Client::is_there);
-        if self.clients.len() >= CLIENTS_MAX {
+        if !self.clients.has_room() {
             let message = format!("{CLIENTS_MAX} clients are attached already; detach one first");
             return Err(Refusal::new(RefusalKind::Invalid, message));
         }
@@ -227,47 +224,24 @@ impl Container {
             stdin,
             outputs: Vec::new(),
         };
-        let mut near = Vec::new();
-        let count = if spec.tty { 1 } else { 2 };
-        for _ in 0..count {
+        let mut pipe = |size: Option<usize>| {
             let (far, end) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
             rustix::io::ioctl_fionbio(&end, true).map_err(failed)?;
-            // Less, if the machine's limit for pipes is lower, only makes the client lag sooner.
-            let _ = fcntl_setpipe_size(&end, CLIENT_BUFFER);
-            near.push(end);
+            if let Some(size) = size {
+                // Less, if the machine's limit for pipes is lower, only makes the client lag sooner.
+                let _ = fcntl_setpipe_size(&end, size);
+            }
             ends.outputs.push(far);
-        }
-        let mut near = near.into_iter();
-        self.clients.push(Client {
-            output: near.next(),
-            error: near.next(),
-        });
+            Ok(end)
+        };
+        let output = pipe(Some(CLIENT_BUFFER))?;
+        let error = match spec.tty {
+            true => None,
+            false => Some(pipe(Some(CLIENT_BUFFER))?),
+        };
+        let verdict = pipe(None)?;
+        self.clients.add(verdict, output, error);
         Ok(ends)
-    }
-}
-
-impl Client {
-    /// Whether the far end is still open.
-    fn is_there(&self) -> bool {
-        let Some(end) = &self.output else {
-            return false;
-        };
-        let mut asked = [PollFd::new(end, PollFlags::empty())];
-        let now = rustix::event::Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let _ = poll(&mut asked, Some(&now));
-        !asked[0].revents().contains(PollFlags::ERR)
-    }
-
-    /// Passes output on; false when the client is gone or too slow.
-    fn pass(&mut self, is_error: bool, chunk: &[u8]) -> bool {
-        let end = if is_error { &self.error } else { &self.output };
-        match end {
-            Some(end) => rustix::io::write(end.as_fd(), chunk) == Ok(chunk.len()),
-            None => true,
-        }
     }
 }
 

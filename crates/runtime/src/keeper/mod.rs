@@ -14,6 +14,7 @@
 mod bundle;
 mod calls;
 mod causes;
+mod clients;
 mod connection;
 mod container;
 mod dial;
@@ -263,6 +264,7 @@ enum Source {
     Connection(u64),
     Launch(u64),
     Output(u64, usize),
+    Clients(u64),
     Execution(u64),
     Dial(usize),
 }
@@ -327,11 +329,16 @@ impl Keeper {
         ask(Source::Signals, self.signals.as_fd(), PollFlags::IN);
         for (&number, container) in &self.containers {
             for (index, output) in container.outputs.iter().enumerate() {
-                ask(
-                    Source::Output(number, index),
-                    output.source.as_fd(),
-                    PollFlags::IN,
-                );
+                if !container.is_held_back(output) {
+                    ask(
+                        Source::Output(number, index),
+                        output.source.as_fd(),
+                        PollFlags::IN,
+                    );
+                }
+            }
+            for pipe in container.clients.full() {
+                ask(Source::Clients(number), pipe, PollFlags::OUT);
             }
         }
         let timeout = self.deadline().map(|deadline| {
@@ -360,6 +367,11 @@ impl Keeper {
             Source::Connection(number) => self.serve(number, flags),
             Source::Launch(number) => self.hear_launch(number),
             Source::Output(number, index) => self.pump(number, index),
+            Source::Clients(number) => {
+                if let Some(container) = self.containers.get_mut(&number) {
+                    container.clients.flush();
+                }
+            }
             Source::Execution(number) => self.hear_execution(number),
             Source::Dial(index) => {
                 let dial = self.dials.swap_remove(index);
@@ -433,7 +445,15 @@ impl Keeper {
             .values()
             .filter_map(|container| container.launch.as_ref().map(|launch| launch.deadline));
         let dials = self.dials.iter().map(|dial| dial.deadline);
-        launches.chain(dials).chain(self.patience).min()
+        let clients = self
+            .containers
+            .values()
+            .filter_map(|container| container.clients.deadline());
+        launches
+            .chain(dials)
+            .chain(clients)
+            .chain(self.patience)
+            .min()
     }
 
     /// Gives up what takes too long.
@@ -450,6 +470,15 @@ impl Keeper {
             self.settle_dial(dial.connection, dial.request, progress);
         }
         self.expire_launches(now);
+        for container in self.containers.values_mut() {
+            let count = container.clients.expire(now);
+            if count > 0 {
+                let id = &container.record.spec.id;
+                complain(&format!(
+                    "{count} of those attached to {id} took nothing for minutes"
+                ));
+            }
+        }
         if self.patience.is_some_and(|end| end <= now) {
             self.patience = None;
             self.kill_all();

@@ -2,25 +2,15 @@
 //!
 //! The program is its own keeper, so it brings its own `main`. Arguments are parts of test names.
 
+mod harness;
 mod house;
 mod isolation;
 mod lives;
 mod output;
 
-use std::future::Future;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::process::ExitCode;
 
-use futures::FutureExt as _;
-
-type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
-
-macro_rules! tests {
-    ($($module:ident :: $name:ident),* $(,)?) => {
-        &[$((concat!(stringify!($module), "::", stringify!($name)), || Box::pin($module::$name()))),*]
-    };
-}
+use harness::{Test, tests};
 
 const TESTS: &[Test] = tests![
     lives::exit_codes_and_signals,
@@ -39,7 +29,8 @@ const TESTS: &[Test] = tests![
     output::hundred_thousand_lines,
     output::logs_go_on_after_rotation,
     output::a_full_disk_does_not_hold_up_a_container,
-    output::attach_sees_what_comes_and_a_slow_client_is_dropped,
+    output::attach_loses_nothing_however_slow_the_client,
+    output::attach_to_a_sandbox_that_is_ended_says_that_something_is_missing,
     output::standard_input,
     output::a_terminal,
     output::exec_streams_and_exit_codes,
@@ -58,49 +49,5 @@ const TESTS: &[Test] = tests![
 ];
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments
-        .next()
-        .is_some_and(|first| first == runtime::KEEPER_ARGUMENT)
-    {
-        runtime::keeper_main(arguments);
-    }
-    let filters: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    if !rustix::process::geteuid().is_root() {
-        println!("not root: kernel tests are left out");
-        return ExitCode::SUCCESS;
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime can be made");
-    let mut failed = Vec::new();
-    for (name, test) in TESTS {
-        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter.as_str())) {
-            continue;
-        }
-        let limit = std::time::Duration::from_secs(30);
-        let result = runtime.block_on(async {
-            AssertUnwindSafe(tokio::time::timeout(limit, test()))
-                .catch_unwind()
-                .await
-        });
-        let passed = matches!(result, Ok(Ok(())));
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        if !passed {
-            failed.push(name);
-        }
-    }
-    // A failed test may have left a read that never ends.
-    runtime.shutdown_background();
-    if failed.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        println!("failed: {failed:?}");
-        ExitCode::FAILURE
-    }
+    harness::run(TESTS, || {})
 }

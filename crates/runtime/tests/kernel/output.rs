@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 
 use runtime::{ContainerState, KeeperError, RefusalKind};
 
-use crate::house::{House, code, exec, read_all};
+use crate::house::{House, code, exec, read_all, read_until};
 
 pub(crate) async fn streams_and_partial_lines() {
     let house = House::new();
@@ -77,33 +77,63 @@ pub(crate) async fn a_full_disk_does_not_hold_up_a_container() {
     house.left_empty();
 }
 
-pub(crate) async fn attach_sees_what_comes_and_a_slow_client_is_dropped() {
+pub(crate) async fn attach_loses_nothing_however_slow_the_client() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;
-    let mut spec = house.shell(
-        &sandbox,
-        "c",
-        "read x; echo e$x >&2; seq 200000; read x; echo o$x",
-    );
+    let script = "read x; echo e$x >&2; seq 200000; echo last >&2; read x; echo o$x";
+    let mut spec = house.shell(&sandbox, "c", script);
     spec.stdin = true;
     sandbox.start(spec).await;
     let slow = sandbox.keeper.attach("c").await.expect("attached");
     let fast = sandbox.keeper.attach("c").await.expect("attached");
+    let gone = sandbox.keeper.attach("c").await.expect("attached");
     let mut stdin = std::fs::File::from(fast.stdin.expect("asked for"));
     stdin.write_all(b"go\n").expect("written");
-    let (output, error) = (fast.stdout, fast.stderr.expect("three streams"));
-    let reading = tokio::spawn(read_all(output));
+    // Until both pipes are full: the container waits.
+    let mut asked = [rustix::event::PollFd::new(
+        &gone.stdout,
+        rustix::event::PollFlags::IN,
+    )];
+    rustix::event::poll(&mut asked, None).expect("there is output");
+    drop(gone);
+    let reading = tokio::spawn(read_all(fast.stdout));
+    let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
+    let seen = read_until(slow.stdout.try_clone().expect("copied"), "\n1000\n").await;
+    assert!(expected.starts_with(&seen) && !sandbox.log("c").contains("last"));
+    let rest = tokio::spawn(read_all(slow.stdout));
     sandbox.wait_for("c", "200000").await;
     stdin.write_all(b"on\n").expect("written");
     assert_eq!(code(&sandbox.exit("c").await), 0);
-    let seen = reading.await.expect("no panic");
-    // A reader that keeps up sees all; on a busy machine it may have been dropped, never garbled.
-    let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
-    assert!(format!("{expected}oon\n").starts_with(&seen));
-    assert_eq!(read_all(error).await, "ego\n");
-    let missed = read_all(slow.stdout).await;
-    assert!(missed.len() < expected.len() && expected.starts_with(&missed));
+    let whole = format!("{expected}oon\n");
+    assert!(reading.await.expect("no panic") == whole);
+    assert!(seen + &rest.await.expect("no panic") == whole);
+    for (error, verdict) in [(fast.stderr, fast.verdict), (slow.stderr, slow.verdict)] {
+        assert_eq!(read_all(error.expect("three streams")).await, "ego\nlast\n");
+        assert_eq!(read_all(verdict.expect("told")).await, "k");
+    }
     sandbox.end().await;
+    house.left_empty();
+}
+
+/// What somebody has not taken when all of it ends is lost, but not in secret.
+pub(crate) async fn attach_to_a_sandbox_that_is_ended_says_that_something_is_missing() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    // More than fits into the pipe to a client; the rest fits into the one from the container.
+    let script = "read x; head -c 300000 /dev/zero; echo done >&2; sleep 600";
+    let mut spec = house.shell(&sandbox, "c", script);
+    spec.stdin = true;
+    sandbox.start(spec).await;
+    let ends = sandbox.keeper.attach("c").await.expect("attached");
+    let mut stdin = std::fs::File::from(ends.stdin.expect("asked for"));
+    stdin.write_all(b"go\n").expect("written");
+    let error = ends.stderr.expect("three streams");
+    assert_eq!(read_until(error, "done\n").await, "done\n");
+    sandbox.keeper.end().await.expect("ended");
+    assert_eq!(code(&sandbox.exit("c").await), 137);
+    let seen = read_all(ends.stdout).await.len();
+    assert!((100_000..300_000).contains(&seen), "{seen}");
+    assert_eq!(read_all(ends.verdict.expect("told")).await, "");
     house.left_empty();
 }
 
