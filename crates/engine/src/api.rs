@@ -342,7 +342,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Runs a command in a running container.
     async fn exec(&self, id: &ContainerId, spec: ExecSpec) -> Result<Exec, Error>;
 
-    /// Connects to a running container's own streams, from now on.
+    /// Connects to a running container's own streams, from now on. One who does not take its output
+    /// holds the container back, for some minutes; if something is lost then, or because everything is
+    /// removed, reading ends with an error.
     async fn attach(&self, id: &ContainerId) -> Result<Streams, Error>;
 
     /// Connects to `localhost:port` as a process in the sandbox would.

@@ -24,6 +24,7 @@ const TESTS: &[Test] = tests![
     lives::thirty_pods_at_once,
     streams::exec_attach_and_dial,
     streams::terminals,
+    streams::an_end_that_is_not_the_whole_is_an_error,
 ];
 
 fn main() -> ExitCode {
