@@ -14,6 +14,8 @@ const CASES: &[Case] = &[
     ("containers_may_end_in_peace", containers_may_end_in_peace),
     ("two_instances_side_by_side", two_instances_side_by_side),
     ("mistakes_are_named", mistakes_are_named),
+    ("settings_are_remembered", settings_are_remembered),
+    ("kubeconfigs_of_others_stay", kubeconfigs_of_others_stay),
     ("images_are_verified", images_are_verified),
     (
         "full_disk_is_said_and_survived",
@@ -42,7 +44,7 @@ fn up_status_down_leave_nothing() -> anyhow::Result<()> {
     instance
         .wharf(&["up"])?
         .ok()?
-        .says("Next: kubectl get nodes")?;
+        .says("Next: kubectl --kubeconfig")?;
     instance.wharf(&["up"])?.ok()?.says("already running")?;
     let status = instance.wharf(&["status", "-o", "json"])?.ok()?.json()?;
     ensure!(
@@ -422,10 +424,120 @@ fn mistakes_are_named() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// In a network namespace where somebody drops what is forwarded, as Docker does.
+/// What a cluster was made with is gone on with, cannot be changed, and is found again to be taken away.
+fn settings_are_remembered() -> anyhow::Result<()> {
+    let instance = Instance::new(30)?;
+    let directory = instance.data_dir();
+    let alone = |words: &[&str], more: &[&str]| {
+        let mut command = std::process::Command::new(instance.program());
+        command.args(words).arg("--data-dir").arg(&directory);
+        conformance::run(command.args(more), "")
+    };
+    instance.wharf(&["up"])?.ok()?;
+    let name = instance.name()?;
+    let before = instance.wharf(&["status", "-o", "json"])?.json()?;
+    instance.wharf(&["down"])?.ok()?;
+    alone(&["down"], &[])?.ok()?.says("Nothing was running")?;
+    let kubeconfig = instance.kubeconfig().display().to_string();
+    alone(&["up"], &[])?.ok()?.says(&kubeconfig)?;
+    let after = alone(&["status", "-o", "json"], &[])?.json()?;
+    ensure!(after["addresses"] == before["addresses"], "{after}");
+    for (flag, other) in [
+        ("--pod-cidr", "10.249.0.0/16"),
+        ("--service-cidr", "10.249.0.0/16"),
+        ("--node-name", "other"),
+    ] {
+        let said = alone(&["up"], &[flag, other])?.says(flag)?.says("reset")?;
+        ensure!(said.code == 64, "exit code {}", said.code);
+    }
+    // Killed, and taken away by who gives ranges that another instance has.
+    let other = Instance::new(31)?;
+    other.wharf(&["up"])?.ok()?;
+    let taken = other.settings();
+    let range = |flag: &str| {
+        let position = taken.iter().position(|word| word == flag);
+        position.map_or("", |position| taken[position + 1].as_str())
+    };
+    let pid = instance.pid()?.to_string();
+    conformance::run(std::process::Command::new("kill").args(["-9", &pid]), "")?.ok()?;
+    alone(&["down"], &["--pod-cidr", range("--pod-cidr")])?.ok()?;
+    nothing_left(&name, &directory)?;
+    let config = std::fs::read_to_string(instance.kubeconfig())?;
+    ensure!(config.contains(&name), "{config}");
+    alone(&["reset", "--yes"], &[])?.ok()?;
+    let config = std::fs::read_to_string(instance.kubeconfig())?;
+    ensure!(!config.contains(&name) && !directory.exists(), "{config}");
+    // A start that fails on others' addresses leaves nothing, and can be reset.
+    alone(
+        &["up"],
+        &[
+            "--pod-cidr",
+            range("--pod-cidr"),
+            "--api-listen",
+            "127.0.0.1:27030",
+        ],
+    )?
+    .refused()?
+    .says("--pod-cidr")?;
+    alone(&["reset", "--yes"], &["--pod-cidr", range("--pod-cidr")])?.ok()?;
+    nothing_left(&name, &directory)
+}
+
+/// A kubeconfig that cannot be written into is named before anything is started, and stays as it is.
+fn kubeconfigs_of_others_stay() -> anyhow::Result<()> {
+    let instance = Instance::new(32)?;
+    let path = instance.kubeconfig();
+    for content in ["a: [b", "just words", "clusters: words\n"] {
+        std::fs::write(&path, content)?;
+        instance.wharf(&["up"])?.refused()?.says("--kubeconfig")?;
+        ensure!(std::fs::read_to_string(&path)? == content, "it was changed");
+        ensure!(!instance.data_dir().exists(), "something was started");
+    }
+    std::fs::remove_file(&path)?;
+    std::os::unix::fs::symlink("/dev/full", &path)?;
+    instance.wharf(&["up"])?.refused()?.says("is no file")?;
+    std::fs::remove_file(&path)?;
+    // A link to what is not there yet; and two who come at once.
+    let target = instance.scratch().join("target");
+    std::os::unix::fs::symlink(&target, &path)?;
+    let other = r#"
+clusters: [{name: other, cluster: {server: "https://other"}}]
+users: [{name: other, user: {password: '0644'}}]
+contexts: [{name: other, context: {cluster: other, user: other}}]
+"#;
+    std::fs::write(&target, other)?;
+    std::thread::scope(|scope| {
+        let both = [(); 2].map(|()| scope.spawn(|| instance.wharf(&["up"])));
+        both.into_iter().try_for_each(|one| {
+            let said = one.join().map_err(|_| anyhow::anyhow!("a panic"))?;
+            said?.ok().map(drop)
+        })
+    })?;
+    ensure!(std::fs::symlink_metadata(&path)?.is_symlink(), "{path:?}");
+    let kubectl = instance.kubectl();
+    kubectl.run(&["get", "nodes"])?.ok()?.says(" Ready ")?;
+    let users = kubectl
+        .run(&["config", "view", "--raw", "-o", "json"])?
+        .json()?;
+    ensure!(users["users"][0]["user"]["password"] == "0644", "{users}");
+    // Whoever reads may stop reading.
+    let script = r#"set -o pipefail; "$@" | true"#;
+    conformance::run(
+        std::process::Command::new("bash")
+            .args(["-c", script, "bash"])
+            .arg(instance.program())
+            .arg("status")
+            .args(instance.settings()),
+        "",
+    )?
+    .ok()?;
+    Ok(())
+}
+
+/// In a network namespace where a firewall drops what is forwarded.
 fn foreign_rules_are_named(program: &std::path::Path) -> anyhow::Result<()> {
     let script = r#"
-        nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'
+        nft 'add table inet wall; add chain inet wall through { type filter hook forward priority 0; policy drop; }'
         exec "$1" doctor
     "#;
     conformance::run(
@@ -435,8 +547,8 @@ fn foreign_rules_are_named(program: &std::path::Path) -> anyhow::Result<()> {
         "",
     )?
     .ok()?
-    .says("dropped by FORWARD of table ip filter")?
-    .says("iptables -I FORWARD")?;
+    .says("dropped by through of table inet wall")?
+    .says("nft insert rule inet wall through ip saddr 10.244.0.0/16 accept")?;
     Ok(())
 }
 
@@ -480,6 +592,9 @@ fn images_are_verified() -> anyhow::Result<()> {
     };
     refused("half.tar", &good[..good.len() / 2], "half.tar")?;
     refused("words.tar", b"no archive at all", "words.tar")?;
+    // Refused at its beginning, long before all of it was sent; nothing of it reaches the terminal.
+    let noise: Vec<u8> = (0u32..8 << 20).map(|at| (at % 251) as u8).collect();
+    refused("noise.tar", &noise, "tar archive")?;
     // One byte inside the program: the layer's digest does not match any more.
     let mut changed = good.clone();
     let middle = changed.len() / 2;
@@ -514,6 +629,13 @@ fn images_are_verified() -> anyhow::Result<()> {
         "",
     )?;
     zipped.ok()?.says("Loaded image: ")?;
+    let archive = images.join("hellok8s-v1.tar").display().to_string();
+    instance
+        .wharf(&["image", "load", &archive, "--tag", "mine:2"])?
+        .ok()?
+        .says("Loaded image: docker.io/library/mine:2")?;
+    let said = instance.wharf(&["image", "load", &archive, &archive, "--tag", "mine:2"])?;
+    ensure!(said.says("--tag")?.code == 64, "two images of one name");
     // A root file system.
     let root = images.join("busybox-root.tar");
     instance
