@@ -19,7 +19,7 @@ pub const CASES: &[Case] = &[
 
 fn env(kubectl: &Kubectl) -> anyhow::Result<()> {
     kubectl.apply(&format!(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: hellok8s-config}}\ndata: {{URL: 'http://localhost-test:3306'}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: hellok8s-configmap-pod}}\nspec:\n  containers:\n  - name: hellok8s-container\n    image: {HELLO}:v3\n    env:\n    - {{name: URL, valueFrom: {{configMapKeyRef: {{name: hellok8s-config, key: URL}}}}}}\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: hellok8s-config}}\ndata: {{URL: 'http://localhost-test:3306'}}\nbinaryData: {{bytes: AAEC}}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: hellok8s-configmap-pod}}\nspec:\n  containers:\n  - name: hellok8s-container\n    image: {HELLO}:v3\n    env:\n    - {{name: URL, valueFrom: {{configMapKeyRef: {{name: hellok8s-config, key: URL}}}}}}\n"
     ))?;
     kubectl
         .run(&[
@@ -51,6 +51,7 @@ fn env(kubectl: &Kubectl) -> anyhow::Result<()> {
         .run(&["wait", "pod/all", "--for=condition=Ready", "--timeout=60s"])?
         .ok()?;
     let env = kubectl.run(&["exec", "all", "--", "env"])?.ok()?;
+    ensure!(!env.stdout.contains("bytes="), "no text: {}", env.stdout);
     env.says("USER=jane")?
         .says("C_URL=http://localhost-test:3306")?;
     Ok(())

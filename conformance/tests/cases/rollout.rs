@@ -234,6 +234,14 @@ fn scale(kubectl: &Kubectl) -> anyhow::Result<()> {
         ])?
         .refused()?
         .says("Expected replicas to be 9, was 4")?;
+    // Pods that are deleted while their containers are being started go as soon as others.
+    for _ in 0..4 {
+        for replicas in ["--replicas=9", "--replicas=2"] {
+            kubectl
+                .run(&["scale", "deployment/hello", replicas])?
+                .ok()?;
+        }
+    }
     kubectl
         .run(&["scale", "deployment/hello", "--replicas=0"])?
         .ok()?;
