@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use informer::{Action, Key, Queue};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::api::{Api, DeleteParams, Patch, PropagationPolicy};
+use kube::api::{Api, DeleteParams, Patch, Preconditions, PropagationPolicy};
 use kube::core::DynamicObject;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -235,21 +235,54 @@ impl Collector {
     }
 
     async fn check(&self, item: &Item) -> Result<(), Error> {
-        let Some(meta) = self.look(item) else {
+        let Some(mut meta) = self.look(item) else {
             return Ok(());
         };
-        if owners(&meta).is_empty() {
-            return Ok(());
+        loop {
+            let Some(policy) = self.judge(item, &meta).await? else {
+                return Ok(());
+            };
+            // That an owner went and that this object was let go before come over two watches, in any
+            // order: an orphan must not be deleted because the cache does not know yet that it is one.
+            let live = self.api(item).get_metadata_opt(&item.key.name).await;
+            let live = live.map_err(|source| Error::Look {
+                kind: self.kinds[item.kind].resource.api.kind.clone(),
+                name: item.key.name.to_string(),
+                source,
+            })?;
+            let Some(live) = live.map(|live| live.metadata) else {
+                return Ok(());
+            };
+            if live.uid != meta.uid {
+                return Ok(());
+            }
+            if live.resource_version == meta.resource_version {
+                return self.delete(item, &live, policy).await;
+            }
+            meta = live;
         }
-        if waits_with(&meta, FOREGROUND) {
-            return self.finish_foreground(item).await;
+    }
+
+    /// How the object is to be deleted, if it is, going by this metadata. What is to be done about it
+    /// else is done.
+    async fn judge(
+        &self,
+        item: &Item,
+        meta: &ObjectMeta,
+    ) -> Result<Option<PropagationPolicy>, Error> {
+        if owners(meta).is_empty() {
+            return Ok(None);
+        }
+        if waits_with(meta, FOREGROUND) {
+            self.finish_foreground(item).await?;
+            return Ok(None);
         }
         if meta.deletion_timestamp.is_some() {
-            return Ok(());
+            return Ok(None);
         }
         let mut solid = Vec::new();
         let mut waiting = Vec::new();
-        for owner in owners(&meta) {
+        for owner in owners(meta) {
             match self.find_owner(item, owner).await? {
                 Owner::There => solid.push(owner),
                 Owner::Waits => waiting.push(owner),
@@ -257,11 +290,11 @@ impl Collector {
             }
         }
         if !solid.is_empty() {
-            if solid.len() < owners(&meta).len() {
+            if solid.len() < owners(meta).len() {
                 let rest = json!({ "ownerReferences": solid });
-                self.write(item, &meta, rest).await?;
+                self.write(item, meta, rest).await?;
             }
-            return Ok(());
+            return Ok(None);
         }
         let dependents = self.dependents_of(meta.uid.as_deref().unwrap_or_default());
         let policy = if !waiting.is_empty() && !dependents.is_empty() {
@@ -272,17 +305,17 @@ impl Collector {
                 meta.is_some_and(|meta| waits_with(&meta, FOREGROUND))
             };
             if dependents.iter().any(waits) {
-                self.unblock(item, &meta).await?;
+                self.unblock(item, meta).await?;
             }
             PropagationPolicy::Foreground
-        } else if has_finalizer(&meta, ORPHAN) {
+        } else if has_finalizer(meta, ORPHAN) {
             PropagationPolicy::Orphan
-        } else if has_finalizer(&meta, FOREGROUND) {
+        } else if has_finalizer(meta, FOREGROUND) {
             PropagationPolicy::Foreground
         } else {
             PropagationPolicy::Background
         };
-        self.delete(item, &meta, policy).await
+        Ok(Some(policy))
     }
 
     async fn find_owner(&self, item: &Item, owner: &OwnerReference) -> Result<Owner, Error> {
@@ -404,6 +437,7 @@ impl Collector {
         }
     }
 
+    /// Deletes the object if it is still as it was looked at; else it has to be looked at again.
     async fn delete(
         &self,
         item: &Item,
@@ -412,13 +446,20 @@ impl Collector {
     ) -> Result<(), Error> {
         let params = DeleteParams {
             propagation_policy: Some(policy),
-            ..writes::delete(meta)
+            preconditions: Some(Preconditions {
+                uid: meta.uid.clone(),
+                resource_version: meta.resource_version.clone(),
+            }),
+            ..DeleteParams::default()
         };
-        let outcome = self.api(item).delete(&item.key.name, &params).await;
-        writes::deleted(outcome).map_err(|source| Error::Delete {
-            object: self.named(item),
-            source,
-        })
+        match self.api(item).delete(&item.key.name, &params).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(source) => Err(Error::Delete {
+                object: self.named(item),
+                source,
+            }),
+        }
     }
 
     fn api(&self, item: &Item) -> Api<DynamicObject> {
