@@ -416,6 +416,9 @@ async fn answer(
         warnings: Mutex::default(),
         core,
     };
+    if let Some(deprecation) = call.resource.kind.deprecated() {
+        call.warn(deprecation);
+    }
     let load = load(&call, &body);
     // In a box: what all verbs may hold while they wait is much to carry about.
     let handler = dispatch(&call, Request::from_parts(parts, body)).boxed();

@@ -320,3 +320,15 @@ async fn what_has_one_form_only_must_be_accepted_in_it() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn who_asks_for_a_kind_that_will_go_is_told() {
+    let house = House::new().await;
+    let told =
+        ["299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\""];
+    for path in ["endpoints", "namespaces/default/endpoints/absent"] {
+        let answer = house.get(&format!("/api/v1/{path}")).await;
+        assert_eq!(answer.warnings, told, "{path}");
+    }
+    assert!(house.get(MAPS).await.warnings.is_empty());
+}
