@@ -2,6 +2,7 @@
 
 mod adopt;
 mod containers;
+mod follow;
 mod health;
 mod mounted_images;
 mod sandboxes;
@@ -133,8 +134,12 @@ impl LocalEngine {
             listeners: Listeners::default(),
             turn: AtomicUsize::default(),
         }));
-        futures::future::join_all(names.iter().map(|name| engine.adopt(name))).await;
-        engine.remove_leftovers().await;
+        let adopted = futures::future::join_all(names.iter().map(|name| engine.adopt(name))).await;
+        if adopted.iter().all(|&is_known| is_known) {
+            engine.remove_leftovers().await;
+        } else {
+            tracing::warn!("nothing is cleared up, as it is not known what still belongs to whom");
+        }
         Ok(engine)
     }
 
@@ -177,7 +182,7 @@ impl Inner {
     fn running(&self, id: &ContainerId) -> Result<(Keeper, Container), Error> {
         let (sandbox, container) = self.container(id)?;
         let keeper = sandbox
-            .keeper()
+            .reach()?
             .ok_or_else(|| Error::NotRunning(id.clone()))?;
         Ok((keeper, container))
     }
@@ -198,28 +203,10 @@ impl Inner {
         self.sandboxes
             .lock()
             .insert(sandbox.id.clone(), Arc::clone(&sandbox));
-        if let Some(events) = events {
+        if sandbox.is_alive() {
             tokio::spawn(Arc::clone(self).follow(Arc::clone(&sandbox), events));
         }
         sandbox
-    }
-
-    async fn follow(
-        self: Arc<Self>,
-        sandbox: Arc<Sandbox>,
-        mut events: mpsc::Receiver<runtime::Event>,
-    ) {
-        while let Some(event) = events.recv().await {
-            if let runtime::Event::Container { container, state } = event {
-                self.note_state(&sandbox, &ContainerId(container), &state);
-            }
-        }
-        // The connection is over: the keeper ended, by itself or because it was asked to.
-        sandbox.forget_keeper();
-        if let Err(error) = self.tidy(&sandbox).await {
-            tracing::warn!(sandbox = sandbox.id.0, %error, "what a keeper left is not in order");
-        }
-        self.listeners.tell(&Event::SandboxGone(sandbox.id.clone()));
     }
 
     /// As [`Inner::bury`], beside the async workers.
@@ -370,7 +357,7 @@ impl Engine for LocalEngine {
         let sandbox = self.0.sandbox(sandbox)?;
         let subject = || format!("localhost:{port} of sandbox {}", sandbox.id.0);
         let keeper = sandbox
-            .keeper()
+            .reach()?
             .ok_or_else(|| Error::SandboxNotFound(sandbox.id.clone()))?;
         let stream = keeper
             .dial(port)

@@ -11,7 +11,10 @@ use runtime::{ContainerRecord, Keeper};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::api::{ContainerId, ContainerStatus, Labels, SandboxId, SandboxSpec, SandboxStatus};
+use crate::api::{
+    ContainerId, ContainerStatus, Error, Labels, SandboxId, SandboxSpec, SandboxStatus,
+};
+use crate::error::machine;
 
 /// What the engine notes in a sandbox's record.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,8 +50,18 @@ pub(crate) struct Sandbox {
     state: Mutex<State>,
 }
 
+/// How a sandbox's keeper is spoken with.
+#[derive(Clone)]
+pub(crate) enum Link {
+    Connected(Keeper),
+    /// It is not known to have ended, but cannot be spoken with; containers run on.
+    Silent,
+    /// It has ended, and with it all containers.
+    Ended,
+}
+
 struct State {
-    keeper: Option<Keeper>,
+    link: Link,
     containers: BTreeMap<ContainerId, Container>,
 }
 
@@ -97,7 +110,7 @@ impl Sandbox {
         record: &runtime::SandboxRecord,
         spec: SandboxSpec,
         address: Option<Ipv4Addr>,
-        keeper: Option<Keeper>,
+        link: Link,
     ) -> Sandbox {
         Sandbox {
             id,
@@ -108,19 +121,57 @@ impl Sandbox {
             address,
             ending: tokio::sync::Mutex::default(),
             state: Mutex::new(State {
-                keeper,
+                link,
                 containers: BTreeMap::new(),
             }),
         }
     }
 
-    /// Its keeper, while it lives.
+    pub(crate) fn link(&self) -> Link {
+        self.state.lock().link.clone()
+    }
+
+    /// Its keeper, while it can be spoken with.
     pub(crate) fn keeper(&self) -> Option<Keeper> {
-        self.state.lock().keeper.clone()
+        match self.link() {
+            Link::Connected(keeper) => Some(keeper),
+            Link::Silent | Link::Ended => None,
+        }
+    }
+
+    /// Its keeper; `None` if it has ended.
+    ///
+    /// # Errors
+    /// When it may be there and cannot be spoken with.
+    pub(crate) fn reach(&self) -> Result<Option<Keeper>, Error> {
+        match self.link() {
+            Link::Connected(keeper) => Ok(Some(keeper)),
+            Link::Silent => Err(machine(
+                "reach the keeper of sandbox",
+                &self.id.0,
+                "it does not answer; it is asked again and again",
+            )),
+            Link::Ended => Ok(None),
+        }
+    }
+
+    /// Whether it is not known to have ended.
+    pub(crate) fn is_alive(&self) -> bool {
+        !matches!(self.link(), Link::Ended)
     }
 
     pub(crate) fn forget_keeper(&self) {
-        self.state.lock().keeper = None;
+        self.state.lock().link = Link::Ended;
+    }
+
+    /// Changes how its keeper is spoken with; false if that is over for good.
+    pub(crate) fn relink(&self, link: Link) -> bool {
+        let mut state = self.state.lock();
+        let goes_on = !matches!(state.link, Link::Ended);
+        if goes_on {
+            state.link = link;
+        }
+        goes_on
     }
 
     pub(crate) fn insert(&self, container: Container) {
@@ -152,7 +203,7 @@ impl Sandbox {
         containers.sort_by_key(|container| container.created_at);
         SandboxStatus {
             id: self.id.clone(),
-            alive: state.keeper.is_some(),
+            alive: !matches!(state.link, Link::Ended),
             address: self.address,
             created_at: self.created_at,
             labels: self.spec.labels.clone(),

@@ -21,8 +21,8 @@ use crate::protocol::{
     Answer, Call, Event, FrameTooLong, Message, Refusal, Request, frame, take_frame,
 };
 use crate::record::{
-    ContainerRecord, RecordError, SandboxRecord, boot, read_container_records, read_sandbox,
-    write_container, write_sandbox,
+    ContainerRecord, RecordError, SandboxRecord, VERSION, boot, read_container_records,
+    read_sandbox, write_container, write_sandbox,
 };
 use crate::spec::{ContainerSpec, ContainerState, ExecSpec, SandboxSpec};
 
@@ -30,7 +30,10 @@ use crate::spec::{ContainerSpec, ContainerState, ExecSpec, SandboxSpec};
 const TIMEOUT_START: Duration = Duration::from_secs(30);
 
 /// How long a keeper may take to answer a connection: it never waits for anything but the disk.
-const TIMEOUT_CONNECT: Duration = Duration::from_secs(10);
+const TIMEOUT_CONNECT: Duration = Duration::from_secs(3);
+
+/// How long a keeper that is killed may take to be gone.
+const TIMEOUT_KILL: Duration = Duration::from_secs(10);
 
 /// Requests on their way to one keeper at once.
 const REQUESTS_MAX: usize = 64;
@@ -74,9 +77,17 @@ pub enum KeeperError {
         /// Why.
         source: io::Error,
     },
-    /// The connection ended: the keeper is gone.
+    /// The connection ended, most likely because the keeper did.
     #[error("the keeper of {0} is gone")]
     Gone(PathBuf),
+    /// It was killed and is still there.
+    #[error("the keeper of {directory}, process {pid}, does not end although it was killed")]
+    Stuck {
+        /// Whose.
+        directory: PathBuf,
+        /// Its process.
+        pid: i32,
+    },
     /// It answered something else than was asked.
     #[error("the keeper of {directory} speaks another protocol: {message}")]
     Protocol {
@@ -88,6 +99,17 @@ pub enum KeeperError {
     /// It refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
+}
+
+impl KeeperError {
+    /// Whether this says that there is no keeper: nobody listens at its socket, or there is none.
+    /// Everything else may happen to a keeper that lives and whose containers run: it is stopped, waits
+    /// for a disk, is asked by too many, or speaks the language of a newer program.
+    pub fn means_dead(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, KeeperError::Connect { source, .. }
+            if matches!(source.kind(), NotFound | ConnectionRefused))
+    }
 }
 
 /// What is left of a sandbox whose keeper is gone.
@@ -236,6 +258,7 @@ impl Keeper {
         };
         std::fs::create_dir_all(directory).map_err(write_failed)?;
         let record = SandboxRecord {
+            version: VERSION,
             spec,
             created_at: Timestamp::now(),
             boot: boot(),
@@ -318,6 +341,45 @@ impl Keeper {
             .map_err(|_| failed(io::ErrorKind::TimedOut.into()))??;
         keeper.pid = pid;
         Ok((keeper, sandbox, containers, events))
+    }
+
+    /// Kills a keeper that does not answer, and returns when it is gone; fine if there is none. What it
+    /// held is to be put in order by [`Dead::bury`].
+    pub async fn kill(directory: &Path) -> Result<(), KeeperError> {
+        let failed = |source: io::Error| KeeperError::Connect {
+            directory: directory.to_owned(),
+            source,
+        };
+        let first = connect_socket(directory).map_err(failed);
+        let pid = match &first {
+            Ok(socket) => peer(socket).map_err(failed)?,
+            Err(error) if error.means_dead() => return Ok(()),
+            Err(_) => return first.map(drop),
+        };
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK)
+            .map_err(|error| failed(error.into()))?;
+        // It still listens, so this was its number and not that of somebody who came after it.
+        match connect_socket(directory).and_then(|socket| peer(&socket)) {
+            Ok(again) if again == pid => {}
+            _ => return Err(KeeperError::Gone(directory.to_owned())),
+        }
+        rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL)
+            .map_err(|error| failed(error.into()))?;
+        #[expect(
+            unsafe_code,
+            reason = "registering a descriptor by trait has no safe form"
+        )]
+        // SAFETY: an OwnedFd gives the same open descriptor as long as it lives.
+        let process = unsafe { AsyncFd::register(process) };
+        let process = process.map_err(|error| failed(error.into()))?;
+        match tokio::time::timeout(TIMEOUT_KILL, process.readable()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(failed(error)),
+            Err(_) => Err(KeeperError::Stuck {
+                directory: directory.to_owned(),
+                pid: pid.as_raw_nonzero().get(),
+            }),
+        }
     }
 
     /// What is left in `directory` of a sandbox that has no keeper; `None` if there never was one.
@@ -689,15 +751,26 @@ fn connect_socket(directory: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::open(directory, flags, Mode::empty())?;
     let path = format!("/proc/self/fd/{}/keeper.sock", directory.as_raw_fd());
-    let stream = std::os::unix::net::UnixStream::connect(path)?;
-    stream.set_nonblocking(true)?;
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
+        None,
+    )?;
+    // Never waits: a keeper that leaves too many unheard says so by EAGAIN.
+    rustix::net::connect(&socket, &rustix::net::SocketAddrUnix::new(path.as_str())?)?;
     let own = rustix::process::geteuid();
-    let peer = rustix::net::sockopt::socket_peercred(&stream)?;
+    let peer = rustix::net::sockopt::socket_peercred(&socket)?;
     if peer.uid != own {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!("its socket belongs to user {}", peer.uid.as_raw()),
         ));
     }
-    Ok(stream.into())
+    Ok(socket)
+}
+
+/// The process that listens there.
+fn peer(socket: &OwnedFd) -> io::Result<rustix::process::Pid> {
+    Ok(rustix::net::sockopt::socket_peercred(socket)?.pid)
 }

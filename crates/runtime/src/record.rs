@@ -21,9 +21,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::{ContainerSpec, ContainerState, SandboxSpec};
 
+/// The form of the records of one sandbox: higher than before when an earlier program could not read
+/// them, or would do the wrong thing.
+pub(crate) const VERSION: u32 = 1;
+
 /// A sandbox as it was asked for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SandboxRecord {
+    /// The form of this record and of those of its containers. At first there was no such number.
+    #[serde(default)]
+    pub version: u32,
     /// What was asked for.
     pub spec: SandboxSpec,
     /// When.
@@ -70,6 +77,17 @@ pub enum RecordError {
         /// Why.
         source: serde_json::Error,
     },
+    /// A newer program wrote it.
+    #[error(
+        "{path} has version {version}, which this program does not know (up to {VERSION}): it was \
+         written by a newer one; use that"
+    )]
+    Newer {
+        /// Which.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
 }
 
 /// Reads the record of the sandbox in `dir`; `None` if there is none.
@@ -78,10 +96,25 @@ pub fn read_sandbox(dir: &Path) -> Result<Option<SandboxRecord>, RecordError> {
     match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(RecordError::Read { path, source }),
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|source| RecordError::Parse { path, source }),
+        Ok(bytes) => {
+            let unread = |source| RecordError::Parse {
+                path: path.clone(),
+                source,
+            };
+            // First of all: what else is in a newer one may be of another form.
+            let Versioned { version } = serde_json::from_slice(&bytes).map_err(unread)?;
+            if version > VERSION {
+                return Err(RecordError::Newer { path, version });
+            }
+            serde_json::from_slice(&bytes).map(Some).map_err(unread)
+        }
     }
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    #[serde(default)]
+    version: u32,
 }
 
 /// Reads the records of all containers of the sandbox in `dir`, oldest first.
@@ -161,6 +194,10 @@ mod tests {
                 .to_string()
                 .contains("sandbox.json is not a record of a keeper")
         );
+        let newer = b"{\"version\":9,\"spec\":\"of another form\"}";
+        fs::write(dir.path().join("sandbox.json"), newer).expect("writable");
+        let error = read_sandbox(dir.path()).expect_err("not to be guessed at");
+        assert!(matches!(error, RecordError::Newer { version: 9, .. }));
     }
 
     #[test]

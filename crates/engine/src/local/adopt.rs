@@ -11,14 +11,28 @@ use super::mounted_images::owner;
 use super::{Inner, LocalEngine};
 use crate::api::{Error, SandboxId};
 use crate::error::machine;
-use crate::sandbox::{Made, Sandbox, SandboxNote};
+use crate::sandbox::{Link, Made, Sandbox, SandboxNote};
 
 impl LocalEngine {
-    pub(super) async fn adopt(&self, name: &str) {
+    /// False for one that lives and is not understood: it is left alone with all that it has.
+    pub(super) async fn adopt(&self, name: &str) -> bool {
         let (id, directory) = (SandboxId(name.to_owned()), self.0.directory.join(name));
         let result = match Keeper::connect(&directory).await {
             Ok(found) => self.adopt_living(&id, &directory, found).await,
-            Err(reason) => self.adopt_dead(&id, &directory, &reason),
+            Err(reason) if reason.means_dead() => self.adopt_dead(&id, &directory, &reason),
+            Err(reason) => match self.adopt_silent(&id, &directory) {
+                Ok(()) => {
+                    tracing::warn!(sandbox = name, %reason, "its keeper does not answer");
+                    Ok(())
+                }
+                Err(error) => {
+                    tracing::error!(
+                        sandbox = name, %reason, %error,
+                        "it runs and cannot be taken up; it is left alone"
+                    );
+                    return false;
+                }
+            },
         };
         if let Err(error) = result {
             tracing::warn!(sandbox = name, %error, "a sandbox of an earlier run is removed");
@@ -26,6 +40,7 @@ impl LocalEngine {
                 tracing::warn!(sandbox = name, %error, "it could not be removed completely");
             }
         }
+        true
     }
 
     async fn adopt_living(
@@ -49,7 +64,7 @@ impl LocalEngine {
             &record,
             note.spec,
             made.address,
-            Some(keeper),
+            Link::Connected(keeper),
         );
         self.0.settle(sandbox, containers, Some(events));
         Ok(())
@@ -74,9 +89,27 @@ impl LocalEngine {
             &dead.sandbox,
             note.spec,
             made.address,
-            None,
+            Link::Ended,
         );
         self.0.settle(sandbox, dead.containers, None);
+        Ok(())
+    }
+
+    /// From what its keeper has written down.
+    fn adopt_silent(&self, id: &SandboxId, directory: &Path) -> Result<(), Error> {
+        let known = Keeper::read_dead(directory)
+            .map_err(|error| machine("read what is known of", &id.0, error))?
+            .ok_or_else(|| Error::SandboxNotFound(id.clone()))?;
+        let (made, note) = (read_made(directory)?, read_note(&known.sandbox)?);
+        let sandbox = Sandbox::new(
+            id.clone(),
+            directory.to_owned(),
+            &known.sandbox,
+            note.spec,
+            made.address,
+            Link::Silent,
+        );
+        self.0.settle(sandbox, known.containers, None);
         Ok(())
     }
 
@@ -86,7 +119,7 @@ impl LocalEngine {
         let sandboxes: Vec<Arc<Sandbox>> = inner.sandboxes.lock().values().cloned().collect();
         let living = sandboxes
             .iter()
-            .filter(|sandbox| sandbox.keeper().is_some())
+            .filter(|sandbox| sandbox.is_alive())
             .map(|sandbox| sandbox.id.0.clone());
         if let Err(error) = inner.config.network.release_except(living).await {
             tracing::warn!(%error, "addresses of sandboxes that are gone could not be released");
@@ -109,7 +142,7 @@ impl LocalEngine {
         }
         let used: Vec<String> = sandboxes
             .iter()
-            .filter(|sandbox| sandbox.keeper().is_some())
+            .filter(|sandbox| sandbox.is_alive())
             .map(|sandbox| sandbox.cgroup.clone())
             .collect();
         inner.remove_cgroups(&format!("/{}/pods", inner.config.instance), &used);

@@ -28,7 +28,7 @@ impl Inner {
     ) -> Result<ContainerId, Error> {
         let sandbox = self.sandbox(&sandbox)?;
         let keeper = sandbox
-            .keeper()
+            .reach()?
             .ok_or_else(|| Error::SandboxNotFound(sandbox.id.clone()))?;
         let images = &self.config.images;
         let image = images
@@ -104,7 +104,7 @@ impl Inner {
         grace: Duration,
     ) -> Result<(), Error> {
         let (sandbox, container) = self.container(id)?;
-        let Some(keeper) = sandbox.keeper() else {
+        let Some(keeper) = sandbox.reach()? else {
             return Ok(());
         };
         if container.state.borrow().pid().is_none() {
@@ -147,7 +147,7 @@ impl Inner {
             let message = format!("container {} is running; stop it first", id.0);
             return Err(Error::Invalid(message));
         }
-        let removed = match sandbox.keeper() {
+        let removed = match sandbox.reach()? {
             Some(keeper) => keeper.remove(&id.0).await,
             None => Dead::remove_container(&sandbox.directory, &id.0),
         };

@@ -21,6 +21,10 @@ const ASKED_MAX: usize = 4;
 impl Inner {
     /// Fine as well if there is no keeper.
     pub(super) async fn reach_a_keeper(&self) -> Result<(), Error> {
+        let unreached = {
+            let sandboxes = self.sandboxes.lock();
+            sandboxes.values().find_map(|sandbox| sandbox.reach().err())
+        };
         let keepers: Vec<(SandboxId, Keeper)> = {
             let sandboxes = self.sandboxes.lock();
             let living = sandboxes
@@ -31,7 +35,7 @@ impl Inner {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         let first = turn.checked_rem(keepers.len()).unwrap_or_default();
         let asked = keepers.iter().cycle().skip(first);
-        let mut outcome = Ok(());
+        let mut outcome = unreached.map_or(Ok(()), Err);
         for (id, keeper) in asked.take(keepers.len().min(ASKED_MAX)) {
             match tokio::time::timeout(TIMEOUT, keeper.list()).await {
                 Ok(Ok(_)) => return Ok(()),

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use network::{Frontend, Protocol, PublishedPort};
 use runtime::Keeper;
 
-use super::{Inner, SHM_SIZE};
+use super::{Inner, SHM_SIZE, TIMEOUT_KILL};
 use crate::api::{Error, NetworkMode, PortMapping, SandboxId, SandboxSpec, SandboxStatus};
 use crate::error::machine;
 use crate::etc;
-use crate::sandbox::{Made, Sandbox, SandboxNote};
+use crate::sandbox::{Link, Made, Sandbox, SandboxNote};
 
 impl Inner {
     pub(super) async fn run_sandbox(
@@ -71,7 +71,7 @@ impl Inner {
             &record,
             spec,
             address,
-            Some(keeper),
+            Link::Connected(keeper),
         );
         Ok(self.settle(sandbox, containers, Some(events)))
     }
@@ -147,17 +147,30 @@ impl Inner {
             .detach(name)
             .await
             .map_err(|error| machine("disconnect sandbox", name, error))?;
-        if let Some(keeper) = sandbox.keeper() {
-            keeper
-                .end()
-                .await
-                .map_err(|error| machine("end the keeper of", name, error))?;
-            sandbox.forget_keeper();
-            self.tidy(sandbox)
-                .await
-                .map_err(|error| machine("clear up after", name, error))?;
+        let ended = match sandbox.link() {
+            Link::Ended => return Ok(()),
+            Link::Silent => None,
+            Link::Connected(keeper) => tokio::time::timeout(TIMEOUT_KILL, keeper.end()).await.ok(),
+        };
+        match ended {
+            Some(result) => result.map_err(|error| machine("end the keeper of", name, error))?,
+            None => self.end_by_force(sandbox).await?,
         }
-        Ok(())
+        sandbox.forget_keeper();
+        self.tidy(sandbox)
+            .await
+            .map_err(|error| machine("clear up after", name, error))
+    }
+
+    /// Ends a sandbox whose keeper does not do it.
+    async fn end_by_force(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        tracing::warn!(
+            sandbox = sandbox.id.0,
+            "its keeper does not end it, and is killed with all that is in it"
+        );
+        Keeper::kill(&sandbox.directory)
+            .await
+            .map_err(|error| machine("kill the keeper of", &sandbox.id.0, error))
     }
 
     pub(super) async fn remove(self: &Arc<Self>, id: &SandboxId) -> Result<(), Error> {

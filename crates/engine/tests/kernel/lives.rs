@@ -288,6 +288,107 @@ pub(crate) async fn a_new_daemon_finds_everything() {
     house.left_empty(engine).await;
 }
 
+/// A keeper that cannot be spoken with is asked again, and its containers run on: one that is stopped,
+/// and one that has more callers than it takes.
+pub(crate) async fn a_silent_keeper_is_not_a_dead_one() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let house = House::new().await;
+    let engine = house.engine().await;
+    let directory = |name: &str| house.directory.path().join("run/sandboxes").join(name);
+    let (mut containers, mut keepers) = (Vec::new(), Vec::new());
+    for name in ["stopped", "crowded", "hopeless"] {
+        let made = engine.run_sandbox(&id(name), pod(name)).await;
+        made.expect("made");
+        let spec = house.shell(name, "echo ready; sleep 600");
+        let container = engine.create_container(&id(name), spec).await;
+        let container = container.expect("made");
+        engine.start_container(&container).await.expect("started");
+        house.wait_for(name, "ready").await;
+        containers.push(engine.container(&container).await.expect("known"));
+        let found = runtime::Keeper::connect(&directory(name)).await;
+        keepers.push(Pid::from_raw(found.expect("alive").0.pid()).expect("a number"));
+    }
+    drop(engine);
+    kill_process(keepers[0], Signal::STOP).expect("stopped");
+    kill_process(keepers[2], Signal::STOP).expect("stopped");
+    let crowd: Vec<_> = (0..16)
+        .map(|_| {
+            std::os::unix::net::UnixStream::connect(directory("crowded").join("keeper.sock"))
+                .expect("somebody listens")
+        })
+        .collect();
+
+    let engine = house.engine().await;
+    for before in &containers {
+        assert!(engine.sandbox(&before.sandbox).await.expect("known").alive);
+        let after = engine.container(&before.id).await.expect("known");
+        assert_eq!(after.state, before.state);
+    }
+    for before in [&containers[0], &containers[2]] {
+        // Nothing is claimed to be done that is not.
+        for refused in [
+            engine.signal_container(&before.id, 9).await,
+            engine.stop_container(&before.id, Duration::ZERO).await,
+            engine.remove_container(&before.id).await,
+        ] {
+            assert!(refused.is_err(), "{refused:?} of {}", before.name);
+        }
+    }
+
+    kill_process(keepers[0], Signal::CONT).expect("continued");
+    drop(crowd);
+    for before in &containers[..2] {
+        // It is asked again by and by; nothing tells of its answer but that it works.
+        while engine.signal_container(&before.id, 9).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(code(&exit(&engine, &before.id).await), 137);
+    }
+    // Also what is silent for ever can be removed.
+    for before in &containers {
+        let removed = engine.remove_sandbox(&before.sandbox).await;
+        removed.expect("removed");
+    }
+    house.left_empty(engine).await;
+}
+
+/// What a newer program made is neither guessed at nor killed.
+pub(crate) async fn what_is_not_understood_is_left_alone() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let house = House::new().await;
+    let engine = house.engine().await;
+    engine.run_sandbox(&id("a"), pod("a")).await.expect("made");
+    let spec = house.shell("c", "echo ready; sleep 600");
+    let container = engine.create_container(&id("a"), spec).await.expect("made");
+    engine.start_container(&container).await.expect("started");
+    house.wait_for("c", "ready").await;
+    drop(engine);
+    let directory = house.directory.path().join("run/sandboxes/a");
+    let found = runtime::Keeper::connect(&directory).await.expect("alive");
+    let keeper = Pid::from_raw(found.0.pid()).expect("a number");
+    // The keeper gives no answer that could be read, and neither does its record.
+    kill_process(keeper, Signal::STOP).expect("stopped");
+    let record = directory.join("sandbox.json");
+    let text = std::fs::read_to_string(&record).expect("readable");
+    let newer = text.replacen("\"version\":1,", "\"version\":2,", 1);
+    assert_ne!(text, newer);
+    // In place: a keeper ends when its record is gone.
+    std::fs::write(&record, newer).expect("written");
+
+    let engine = house.engine().await;
+    assert!(engine.sandboxes().await.is_empty());
+    drop(engine);
+    std::fs::write(&record, text).expect("written");
+    kill_process(keeper, Signal::CONT).expect("continued");
+    let engine = house.engine().await;
+    let found = engine.container(&container).await.expect("known");
+    assert!(matches!(found.state, ContainerState::Running { .. }));
+    engine.remove_sandbox(&id("a")).await.expect("removed");
+    house.left_empty(engine).await;
+}
+
 pub(crate) async fn a_killed_keeper_is_noticed() {
     let house = House::new().await;
     let engine = house.engine().await;

@@ -5,12 +5,12 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::Keeper;
 use super::calls::{kill, not_running};
 use super::container::{machine, null};
 use super::exec::{self, execute};
 use super::lives::Exit;
 use super::process::{Heard, Report, Reports, Side, fork, report_channel};
+use super::{Keeper, forget_peers};
 use crate::protocol::{Answer, Event, Refusal, RefusalKind};
 use crate::spec::ExecSpec;
 
@@ -77,6 +77,7 @@ impl Keeper {
         match fork().map_err(prepare)? {
             Side::Child => {
                 drop((reports, streams.far));
+                forget_peers(&mut self.connections, &mut self.listener);
                 let job = exec::Execution {
                     container: &one.record.spec,
                     spec: &spec,

@@ -9,7 +9,7 @@ use super::calls::kill;
 use super::container::{Launching, machine};
 use super::launch::{Launch, launch};
 use super::process::{Heard, Report, Side, fork, report_channel};
-use super::{GRACE, Keeper, complain};
+use super::{GRACE, Keeper, complain, forget_peers};
 use crate::protocol::{Answer, Event, Refusal, RefusalKind};
 use crate::record::write_container;
 use crate::spec::ContainerState;
@@ -60,6 +60,7 @@ impl Keeper {
         match fork().map_err(prepare)? {
             Side::Child => {
                 drop(reports);
+                forget_peers(&mut self.connections, &mut self.listener);
                 let job = Launch {
                     spec: &one.record.spec,
                     directory: &self.directory.join("containers").join(container),

@@ -103,6 +103,7 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> StartErro
 /// ends at once; the keeper is its child, in a session of its own, and says `ok` on standard output
 /// when it can be connected to, or else why not.
 pub fn keeper_main(arguments: impl IntoIterator<Item = OsString>) -> ! {
+    close_inherited();
     let mut arguments = arguments.into_iter();
     let result = match (arguments.next(), arguments.next()) {
         (Some(directory), None) => begin(Path::new(&directory)),
@@ -119,6 +120,16 @@ pub fn keeper_main(arguments: impl IntoIterator<Item = OsString>) -> ! {
             let _ = rustix::io::write(rustix::stdio::stdout(), error.to_string().as_bytes());
             process::leave(1)
         }
+    }
+}
+
+/// Closes what somebody left open who started a program that started the daemon: locks and pipes of
+/// theirs, which would be held for as long as a container runs.
+fn close_inherited() {
+    #[expect(unsafe_code, reason = "close_range(2) has no safe wrapper")]
+    // SAFETY: nothing has been opened by this program yet but the three standard streams.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0);
     }
 }
 
@@ -503,6 +514,14 @@ impl Keeper {
         for (connection, request) in self.ending.take().unwrap_or_default() {
             self.reply(connection, request, Ok(Answer::Done), Vec::new());
         }
+    }
+}
+
+/// In a forked child: whoever talks to the keeper must notice its end, even if the child is stuck.
+fn forget_peers(connections: &mut BTreeMap<u64, Connection>, listener: &mut OwnedFd) {
+    connections.clear();
+    if let Ok(null) = container::null() {
+        *listener = null;
     }
 }
 
