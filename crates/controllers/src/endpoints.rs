@@ -162,16 +162,6 @@ fn revise(service: &Service, pods: &[Arc<Pod>], known: Option<&Endpoints>) -> Op
         .creation_timestamp
         .as_ref()
         .map(|time| time.0);
-    let trigger = match known {
-        Some(known) => {
-            let is_announced =
-                |pod: &Pod| backends::publishes_not_ready(service) || pods::is_ready(pod);
-            let is_news = |pod: &&Arc<Pod>| told(known, pod) != Some(is_announced(pod));
-            let news = pods.iter().filter(is_news);
-            news.filter_map(|pod| backends::changed_at(pod)).min()
-        }
-        None => made,
-    };
     let mut desired = known.cloned().unwrap_or_else(|| Endpoints {
         metadata: ObjectMeta {
             name: service.metadata.name.clone(),
@@ -182,6 +172,17 @@ fn revise(service: &Service, pods: &[Arc<Pod>], known: Option<&Endpoints>) -> Op
     });
     desired.metadata.labels = Some(labels);
     desired.subsets = subsets;
+    let trigger = match known {
+        Some(known) => {
+            let is_news = |pod: &&Arc<Pod>| {
+                let now = told(&desired, pod);
+                now.is_some() && now != told(known, pod)
+            };
+            let news = pods.iter().filter(is_news);
+            news.filter_map(|pod| backends::changed_at(pod)).min()
+        }
+        None => made,
+    };
     write_trigger_time(&mut desired.metadata, trigger);
     if truncated {
         let annotations = desired.metadata.annotations.get_or_insert_default();
@@ -264,4 +265,45 @@ fn subsets_of(service: &Service, pods: &[Arc<Pod>]) -> (Vec<EndpointSubset>, boo
         subset
     });
     (subsets.collect(), count > ADDRESSES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, ready: &str, deleted: Value) -> Arc<Pod> {
+        let pod = json!({
+            "metadata": {"name": name, "uid": name, "deletionTimestamp": deleted},
+            "spec": {"containers": []},
+            "status": {"podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": ready,
+                "lastTransitionTime": "2026-01-01T00:00:00Z"}]},
+        });
+        Arc::new(serde_json::from_value(pod).expect("is a pod"))
+    }
+
+    #[test]
+    fn the_trigger_time_is_that_of_who_comes_or_changes_and_of_no_other() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "creationTimestamp": "2025-01-01T00:00:00Z"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
+        }))
+        .expect("is a service");
+        let going = pod("a", "True", json!("2026-01-02T00:00:00Z"));
+        let pods = |ready| [pod("a", ready, Value::Null), pod("b", "True", Value::Null)];
+        let mut known = None;
+        let mut check = |pods: &[Arc<Pod>], expected: Option<&str>| {
+            let revised = revise(&service, pods, known.as_ref()).expect("has changed");
+            let annotations = revised.metadata.annotations.clone().unwrap_or_default();
+            let time = annotations.get(backends::TRIGGER_TIME).map(String::as_str);
+            assert_eq!(time, expected);
+            known = Some(revised);
+        };
+        check(&[], Some("2025-01-01T00:00:00Z"));
+        check(&pods("True"), Some("2026-01-01T00:00:00Z"));
+        check(&pods("False"), Some("2026-01-01T00:00:00Z"));
+        check(&[going, pod("b", "True", Value::Null)], None);
+        check(&[], None);
+    }
 }

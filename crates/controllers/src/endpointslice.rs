@@ -18,7 +18,7 @@ use crate::slices::{
     self, Changes, MANAGED_BY, SERVICE_NAME, Slices, endpoints_of, same_ports, write_trigger_time,
 };
 use crate::work::{Reconcile, work};
-use crate::{Context, claim, follow, pods, rest};
+use crate::{Context, claim, pods, rest};
 
 const KEEPER: &str = "endpointslice-controller.k8s.io";
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -48,11 +48,7 @@ pub(crate) async fn run(context: Context) {
     let queue = Queue::new();
     tokio::join!(
         backends::follow_services(&controller.services, &controller.pods, |key| queue.add(key)),
-        follow(controller.slices.cache.clone(), |change| {
-            if let Some(key) = controller.slices.service_of(change.object()) {
-                queue.add(key);
-            }
-        }),
+        controller.slices.follow(|key| queue.add(key)),
         work(&controller, &queue, &context.drain),
     );
 }
@@ -407,6 +403,16 @@ mod tests {
         }
     }
 
+    /// How many slices are created, updated, deleted.
+    fn lengths(changes: &Changes) -> (usize, usize, usize) {
+        let Changes {
+            create,
+            update,
+            delete,
+        } = changes;
+        (create.len(), update.len(), delete.len())
+    }
+
     fn sizes(known: &[Arc<EndpointSlice>]) -> Vec<usize> {
         known
             .iter()
@@ -430,14 +436,7 @@ mod tests {
 
         pods[120] = pod(120, 8080, false);
         let changes = arrange(&service, &pods, &known, &no_zone);
-        assert_eq!(
-            (
-                changes.create.len(),
-                changes.update.len(),
-                changes.delete.len()
-            ),
-            (0, 1, 0)
-        );
+        assert_eq!(lengths(&changes), (0, 1, 0));
         assert_eq!(changes.update[0].metadata.name.as_deref(), Some("web-02"));
         carry_out(&mut known, changes, &mut number);
 
@@ -445,14 +444,7 @@ mod tests {
         pods.remove(0);
         pods.push(pod(250, 8080, true));
         let changes = arrange(&service, &pods, &known, &no_zone);
-        assert_eq!(
-            (
-                changes.create.len(),
-                changes.update.len(),
-                changes.delete.len()
-            ),
-            (0, 1, 0)
-        );
+        assert_eq!(lengths(&changes), (0, 1, 0));
         carry_out(&mut known, changes, &mut number);
         assert_eq!(sizes(&known), [100, 100, 50]);
 

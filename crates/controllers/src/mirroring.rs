@@ -53,11 +53,7 @@ pub(crate) async fn run(context: Context) {
             .add(Key::of(&**change.object()))),
         follow(controller.endpoints.clone(), |change| queue
             .add(Key::of(&**change.object()))),
-        follow(controller.slices.cache.clone(), |change| {
-            if let Some(key) = controller.slices.service_of(change.object()) {
-                queue.add(key);
-            }
-        }),
+        controller.slices.follow(|key| queue.add(key)),
         work(&controller, &queue, &context.drain),
     );
 }

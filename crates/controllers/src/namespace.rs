@@ -294,86 +294,88 @@ async fn list(api: &Api<DynamicObject>) -> Result<Vec<Found>, kube::Error> {
     }
 }
 
-fn set_conditions(conditions: &mut Vec<NamespaceCondition>, round: &Round, now: Timestamp) {
+/// What a condition says: its type, whether it holds, why, and in words.
+type Said = (&'static str, bool, &'static str, String);
+
+/// What the conditions say after a round, in upstream's words and order.
+fn said_of(round: &Round) -> [Said; 5] {
     let counts = |counts: &BTreeMap<String, usize>, what: &str| {
         let parts = counts
             .iter()
             .map(|(name, count)| format!("{name} {what}{count} resource instances"));
         parts.collect::<Vec<_>>().join(", ")
     };
-    let failures = round.failures.join(", ");
-    let rows: [(&str, bool, &str, String); 5] = [
+    let say = |holds: bool, yes: (&'static str, String), no: (&'static str, &str)| match holds {
+        true => (true, yes.0, yes.1),
+        false => (false, no.0, no.1.to_owned()),
+    };
+    let discovery = round.discovery.as_deref().unwrap_or_default();
+    let discovery = say(
+        round.discovery.is_some(),
         (
-            "NamespaceDeletionDiscoveryFailure",
-            round.discovery.is_some(),
-            if round.discovery.is_some() {
-                "DiscoveryFailed"
-            } else {
-                "ResourcesDiscovered"
-            },
-            match &round.discovery {
-                Some(text) => format!("Discovery failed for some groups: {text}"),
-                None => "All resources successfully discovered".to_owned(),
-            },
+            "DiscoveryFailed",
+            format!("Discovery failed for some groups: {discovery}"),
         ),
         (
-            "NamespaceDeletionGroupVersionParsingFailure",
-            false,
-            "ParsedGroupVersions",
-            "All legacy kube types successfully parsed".to_owned(),
+            "ResourcesDiscovered",
+            "All resources successfully discovered",
+        ),
+    );
+    let failures = format!(
+        "Failed to delete all resource types, {} remaining: {}",
+        round.failures.len(),
+        round.failures.join(", ")
+    );
+    let content = say(
+        !round.failures.is_empty(),
+        ("ContentDeletionFailed", failures),
+        (
+            "ContentDeleted",
+            "All content successfully deleted, may be waiting on finalization",
+        ),
+    );
+    let left = counts(&round.left, "has ");
+    let remaining = say(
+        !round.left.is_empty(),
+        (
+            "SomeResourcesRemain",
+            format!("Some resources are remaining: {left}"),
+        ),
+        ("ContentRemoved", "All content successfully removed"),
+    );
+    let held = counts(&round.finalizers, "in ");
+    let finalizers = say(
+        !round.finalizers.is_empty(),
+        (
+            "SomeFinalizersRemain",
+            format!("Some content in the namespace has finalizers remaining: {held}"),
         ),
         (
-            "NamespaceDeletionContentFailure",
-            !round.failures.is_empty(),
-            if round.failures.is_empty() {
-                "ContentDeleted"
-            } else {
-                "ContentDeletionFailed"
-            },
-            match round.failures.is_empty() {
-                true => {
-                    "All content successfully deleted, may be waiting on finalization".to_owned()
-                }
-                false => format!(
-                    "Failed to delete all resource types, {} remaining: {failures}",
-                    round.failures.len()
-                ),
-            },
+            "ContentHasNoFinalizers",
+            "All content-preserving finalizers finished",
         ),
-        (
-            "NamespaceContentRemaining",
-            !round.left.is_empty(),
-            if round.left.is_empty() {
-                "ContentRemoved"
-            } else {
-                "SomeResourcesRemain"
-            },
-            match round.left.is_empty() {
-                true => "All content successfully removed".to_owned(),
-                false => format!(
-                    "Some resources are remaining: {}",
-                    counts(&round.left, "has ")
-                ),
-            },
-        ),
-        (
-            "NamespaceFinalizersRemaining",
-            !round.finalizers.is_empty(),
-            match round.finalizers.is_empty() {
-                true => "ContentHasNoFinalizers",
-                false => "SomeFinalizersRemain",
-            },
-            match round.finalizers.is_empty() {
-                true => "All content-preserving finalizers finished".to_owned(),
-                false => format!(
-                    "Some content in the namespace has finalizers remaining: {}",
-                    counts(&round.finalizers, "in ")
-                ),
-            },
-        ),
-    ];
-    for (condition_type, holds, reason, message) in rows {
+    );
+    let parsed = (
+        false,
+        "ParsedGroupVersions",
+        "All legacy kube types successfully parsed".to_owned(),
+    );
+    [
+        ("NamespaceDeletionDiscoveryFailure", discovery),
+        ("NamespaceDeletionGroupVersionParsingFailure", parsed),
+        ("NamespaceDeletionContentFailure", content),
+        ("NamespaceContentRemaining", remaining),
+        ("NamespaceFinalizersRemaining", finalizers),
+    ]
+    .map(|(condition_type, (holds, reason, message))| (condition_type, holds, reason, message))
+}
+
+fn set_conditions(conditions: &mut Vec<NamespaceCondition>, round: &Round, now: Timestamp) {
+    for (condition_type, holds, reason, message) in said_of(round) {
         let status = if holds { "True" } else { "False" };
+        let known = conditions
+            .iter_mut()
+            .find(|known| known.type_ == condition_type);
         let new = NamespaceCondition {
             type_: condition_type.to_owned(),
             status: status.to_owned(),
@@ -381,10 +383,7 @@ fn set_conditions(conditions: &mut Vec<NamespaceCondition>, round: &Round, now: 
             message: Some(message),
             last_transition_time: Some(Time(whole_second(now))),
         };
-        match conditions
-            .iter_mut()
-            .find(|known| known.type_ == condition_type)
-        {
+        match known {
             None => conditions.push(new),
             Some(known) if known.status == new.status => {
                 known.reason = new.reason;

@@ -11,7 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::Api;
 
 use crate::writes::{self, message_of, whole_second};
-use crate::{Context, backends, claim};
+use crate::{Context, backends, claim, follow};
 
 pub(crate) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(crate) const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
@@ -72,13 +72,23 @@ impl Slices {
         }
     }
 
+    /// Has a Service looked at when a slice of these changes, until the drain.
+    pub(crate) async fn follow(&self, look_at: impl Fn(Key)) {
+        follow(self.cache.clone(), |change| {
+            if let Some(service) = self.service_of(change.object()) {
+                look_at(service);
+            }
+        })
+        .await;
+    }
+
     fn is_ours(&self, slice: &EndpointSlice) -> bool {
         let keeper = claim::labels(&slice.metadata).get(MANAGED_BY);
         keeper.is_some_and(|keeper| keeper == self.keeper)
     }
 
     /// The Service that a slice belongs to, if it is one of these.
-    pub(crate) fn service_of(&self, slice: &EndpointSlice) -> Option<Key> {
+    fn service_of(&self, slice: &EndpointSlice) -> Option<Key> {
         let service = claim::labels(&slice.metadata).get(SERVICE_NAME)?;
         let namespace = slice.metadata.namespace.as_deref()?;
         self.is_ours(slice).then(|| Key::new(namespace, service))

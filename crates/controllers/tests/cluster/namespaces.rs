@@ -2,18 +2,22 @@
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, ServiceAccount};
 use kube::api::{Api, DeleteParams, PostParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{House, PATIENCE};
 
+async fn put<K>(objects: &Api<K>, object: Value)
+where
+    K: Clone + std::fmt::Debug + serde::Serialize + serde::de::DeserializeOwned,
+{
+    let object = serde_json::from_value(object).expect("is of the kind");
+    let created = objects.create(&PostParams::default(), &object).await;
+    created.expect("is created");
+}
+
 async fn make(house: &House, name: &str) -> Api<Namespace> {
     let namespaces: Api<Namespace> = Api::all(house.client.clone());
-    let namespace =
-        serde_json::from_value(json!({"metadata": {"name": name}})).expect("is a namespace");
-    namespaces
-        .create(&PostParams::default(), &namespace)
-        .await
-        .expect("is created");
+    put(&namespaces, json!({"metadata": {"name": name}})).await;
     let accounts = house.informers.of::<ServiceAccount>();
     accounts
         .until(|accounts| accounts.get(Some(name), "default"))
@@ -35,20 +39,9 @@ async fn a_namespace_has_an_account_and_certificates_and_takes_all_along() {
     let secrets: Api<Secret> = Api::namespaced(house.client.clone(), "other");
     let pod =
         json!({"metadata": {"name": "web"}, "spec": {"containers": [{"name": "c", "image": "a"}]}});
-    pods.create(
-        &PostParams::default(),
-        &serde_json::from_value(pod).expect("is a pod"),
-    )
-    .await
-    .expect("is created");
+    put(&pods, pod).await;
     let secret = json!({"metadata": {"name": "s"}, "stringData": {"a": "b"}});
-    secrets
-        .create(
-            &PostParams::default(),
-            &serde_json::from_value(secret).expect("is a secret"),
-        )
-        .await
-        .expect("is created");
+    put(&secrets, secret).await;
     namespaces
         .delete("other", &DeleteParams::default())
         .await
@@ -92,12 +85,7 @@ async fn a_namespace_says_what_keeps_it() {
     let namespaces = make(&house, "other").await;
     let maps: Api<ConfigMap> = Api::namespaced(house.client.clone(), "other");
     let map = json!({"metadata": {"name": "held", "finalizers": ["example.com/wait"]}});
-    maps.create(
-        &PostParams::default(),
-        &serde_json::from_value(map).expect("is a map"),
-    )
-    .await
-    .expect("is created");
+    put(&maps, map).await;
     namespaces
         .delete("other", &DeleteParams::default())
         .await
@@ -130,11 +118,8 @@ async fn pods_go_before_everything_else() {
     let pod = json!({"metadata": {"name": "web", "finalizers": ["example.com/hold"]},
         "spec": {"containers": [{"name": "c", "image": "a"}]}});
     let map = json!({"metadata": {"name": "settings"}});
-    let post = PostParams::default();
-    let pod = serde_json::from_value(pod).expect("is a pod");
-    pods.create(&post, &pod).await.expect("is created");
-    let map = serde_json::from_value(map).expect("is a map");
-    maps.create(&post, &map).await.expect("is created");
+    put(&pods, pod).await;
+    put(&maps, map).await;
     namespaces
         .delete("other", &DeleteParams::default())
         .await
