@@ -70,7 +70,7 @@ fn exec(kubectl: &Kubectl) -> anyhow::Result<()> {
 fn exec_terminal(kubectl: &Kubectl) -> anyhow::Result<()> {
     kubectl.apply(&sleeper("box", "", ""))?;
     ready(kubectl, "box")?;
-    // script(1) gives kubectl the terminal that a person has.
+    // script(1) gives kubectl the terminal that a person has. Its size follows as a message of its own.
     let command = kubectl.command(&[
         "exec",
         "-it",
@@ -78,7 +78,7 @@ fn exec_terminal(kubectl: &Kubectl) -> anyhow::Result<()> {
         "--",
         "sh",
         "-c",
-        "'tty; stty size; exit 3'",
+        "'tty; for wait in $(seq 100); do stty size 2>/dev/null && break; sleep 0.1; done; exit 3'",
     ]);
     let words: Vec<String> = std::iter::once(command.get_program())
         .chain(command.get_args())
