@@ -224,39 +224,9 @@ impl Order {
     ) -> Result<ContainerSpec, Refusal> {
         let context = &self.context;
         let container = &self.member.container;
-        let refuse = |message: String, cause| {
-            self.warn("Failed", format!("Error: {message}"));
-            Refusal {
-                waiting: Waiting {
-                    reason: "CreateContainerConfigError".to_owned(),
-                    message: Some(message),
-                },
-                cause,
-            }
-        };
         let user = security::user(&self.pod, spec, container, &image.user)
-            .map_err(|error| refuse(error.to_string(), Cause::Other))?;
-        let addresses = Addresses {
-            host: context.host_ip().to_string(),
-            pod: self.address.clone(),
-        };
-        let services = context.services.list();
-        let around = Surroundings {
-            pod: &self.pod,
-            spec,
-            addresses: &addresses,
-            allocatable: &context.allocatable,
-            services: &services,
-            sources: &context.sources,
-        };
-        let environment = env::environment(&around, container)
-            .await
-            .map_err(|error| {
-                let cause = error
-                    .waits_for()
-                    .map_or(Cause::Other, |(key, absent)| Cause::Source { key, absent });
-                refuse(error.to_string(), cause)
-            })?;
+            .map_err(|error| self.refuse(error.to_string(), Cause::Other))?;
+        let environment = self.environment(spec).await?;
         let value_of = |name: &str| {
             let found = environment.iter().find(|(known, _)| known == name);
             found.map(|(_, value)| value.clone())
@@ -264,7 +234,7 @@ impl Order {
         let log_path = context.log_file(&self.pod, &container.name, self.attempt);
         let mounts = self
             .mounts(spec, &log_path, value_of)
-            .map_err(|message| refuse(message, Cause::Other))?;
+            .map_err(|message| self.refuse(message, Cause::Other))?;
         let expanded = |list: &Option<Vec<String>>| {
             list.as_ref()
                 .filter(|list| !list.is_empty())
@@ -304,6 +274,41 @@ impl Order {
             env: environment,
         };
         Ok(created)
+    }
+
+    async fn environment(&self, spec: &PodSpec) -> Result<Vec<(String, String)>, Refusal> {
+        let context = &self.context;
+        let addresses = Addresses {
+            host: context.host_ip().to_string(),
+            pod: self.address.clone(),
+        };
+        let services = context.services.list();
+        let around = Surroundings {
+            pod: &self.pod,
+            spec,
+            addresses: &addresses,
+            allocatable: &context.allocatable,
+            services: &services,
+            sources: &context.sources,
+        };
+        let environment = env::environment(&around, &self.member.container).await;
+        environment.map_err(|error| {
+            let cause = error
+                .waits_for()
+                .map_or(Cause::Other, |(key, absent)| Cause::Source { key, absent });
+            self.refuse(error.to_string(), cause)
+        })
+    }
+
+    fn refuse(&self, message: String, cause: Cause) -> Refusal {
+        self.warn("Failed", format!("Error: {message}"));
+        Refusal {
+            waiting: Waiting {
+                reason: "CreateContainerConfigError".to_owned(),
+                message: Some(message),
+            },
+            cause,
+        }
     }
 
     /// Volumes, and the file of the container's last words.
