@@ -13,7 +13,7 @@ does "one runs once" kubectl wait --for=condition=Ready pod/once --timeout=300s
 is "the node has the machine's address" "$(kubectl get nodes -o 'jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}')" 10.0.2.15
 is "exec" "$(inside echo said)" said
 is "exec tells how a command ended" "$(inside sh -c 'exit 7' 2>/dev/null; echo $?)" 7
-is "logs" "$(kubectl logs client)" begun
+is "logs" "$(kubectl logs client -c main)" begun
 is "limits are read inside" "$(inside sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max pids.max' | tr '\n' ' ')" "50331648 20000 100000 max "
 address=$(template service/web '{{.spec.clusterIP}}')
 does "a Service's address from a pod" from_pod "$address" 80

@@ -18,8 +18,9 @@ is "on the disk, what was there" "$(inside cat /disk/starts)" "start
 start"
 is "in memory, what is new" "$(inside cat /memory/starts)" start
 is "it was asked to end" "$(inside cat /disk/ends)" asked
-is "logs of before" "$(kubectl logs client --previous)" begun
-is "logs of now" "$(kubectl logs client)" begun
+is "logs of before" "$(kubectl logs client -c main --previous | head -n 1)" begun
+is "logs of now" "$(kubectl logs client -c main)" begun
+is "how it ended is told" "$(kubectl get pod client -o 'jsonpath={.status.containerStatuses[0].lastState.terminated.reason}')" Completed
 is "an object in a file" "$(inside cat /settings/greeting)" hello
 
 address=$(template service/web '{{.spec.clusterIP}}')
@@ -34,5 +35,6 @@ is "a keeper per running pod" "$(keepers | wc -l)" 4
 is "a link per pod with a network" "$(links | wc -l)" 4
 is "an address per pod with a network" "$(ls /var/lib/wharf/run/network/*.json | wc -l)" 3
 is "sockets of keepers that live" "$(ls /var/lib/wharf/run/sandboxes/*/keeper.sock | wc -l)" 4
-is "a root per container" "$(grep -c ^overlay /proc/self/mounts)" "$(ls -d /var/lib/wharf/images/containers/*/ | wc -l)"
+kubectl get pods -o 'jsonpath={.items[*].status.initContainerStatuses[*].containerID} {.items[*].status.containerStatuses[*].containerID}' | tr ' ' '\n' | sed 's,.*//,,' > /tmp/containers
+is "roots of containers that are known" "$(ls /var/lib/wharf/images/roots | grep -vxFf /tmp/containers)" ""
 is "a cgroup per pod" "$(find /sys/fs/cgroup/wharf/pods -mindepth 1 -name 'pod*' | wc -l)" 4
