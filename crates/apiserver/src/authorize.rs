@@ -1,6 +1,6 @@
 //! Who may do what: the question, and who answers it.
 
-mod node;
+pub(crate) mod node;
 pub(crate) mod roles;
 
 use std::sync::Arc;

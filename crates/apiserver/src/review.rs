@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use kinds::FieldSelector;
 use serde_json::{Map, Value, json};
 
 use crate::Body;
@@ -201,8 +202,27 @@ fn resource_request(attributes: &Value) -> RequestInfo {
         resource: text("resource"),
         subresource: text("subresource"),
         name: text("name"),
+        field_selector: selector(&attributes["fieldSelector"]),
         ..RequestInfo::default()
     }
+}
+
+/// The selector that a question is restricted by, in either of its forms. What cannot be read
+/// restricts nothing, and so allows less.
+fn selector(given: &Value) -> Option<FieldSelector> {
+    if let Some(raw) = given["rawSelector"].as_str().filter(|raw| !raw.is_empty()) {
+        return FieldSelector::parse(raw).ok();
+    }
+    let mut single = given["requirements"].as_array()?.iter().filter_map(|term| {
+        let [value] = term["values"].as_array()?.as_slice() else {
+            return None;
+        };
+        let equals = term["operator"] == "In";
+        let term = FieldSelector::exactly(term["key"].as_str()?, value.as_str()?);
+        equals.then_some(term)
+    });
+    let first = single.next()?;
+    Some(single.fold(first, FieldSelector::and))
 }
 
 fn rules_review(call: &Call, review: &Value) -> Result<Value, Failure> {

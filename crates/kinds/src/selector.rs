@@ -450,6 +450,13 @@ impl FieldSelector {
         }
     }
 
+    /// What both select.
+    #[must_use]
+    pub fn and(mut self, other: FieldSelector) -> FieldSelector {
+        self.terms.extend(other.terms);
+        self
+    }
+
     /// The comparisons, for checking that the kind knows the fields.
     pub fn terms(&self) -> &[FieldTerm] {
         &self.terms

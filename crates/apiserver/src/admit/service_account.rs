@@ -5,6 +5,7 @@ use rand::Rng as _;
 use serde_json::{Value, json};
 
 use super::Admission;
+use crate::authorize::node::{Wanted, items};
 use crate::encode::metadata_str;
 use crate::status::Failure;
 
@@ -16,6 +17,23 @@ const TOKEN_SECONDS: i64 = 3607;
 /// The annotation of pods that a node runs by itself.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
+/// A pod that a node runs by itself is only shown here; it must not open to the node what it names.
+fn mirror_fault(spec: &Value) -> Option<&'static str> {
+    let account = spec["serviceAccountName"].as_str().unwrap_or_default();
+    let has_token = items(spec, "volumes")
+        .flat_map(|volume| items(&volume["projected"], "sources"))
+        .any(|source| source["serviceAccountToken"].is_object());
+    if !account.is_empty() {
+        Some("a mirror pod may not reference service accounts")
+    } else if !Wanted::Secret.names_in(spec).is_empty() {
+        Some("a mirror pod may not reference secrets")
+    } else if has_token {
+        Some("a mirror pod may not use ServiceAccountToken volume projections")
+    } else {
+        None
+    }
+}
+
 /// Fills in the account and mounts its token.
 pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
     if !admission.creates("", "Pod") {
@@ -23,10 +41,13 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
     }
     let call = admission.call;
     let pod = &mut *admission.object;
-    if pod["metadata"]["annotations"][MIRROR].is_string() {
-        return Ok(());
-    }
     let pod_name = metadata_str(pod, "name").to_owned();
+    if pod["metadata"]["annotations"][MIRROR].is_string() {
+        return match mirror_fault(&pod["spec"]) {
+            Some(why) => Err(Failure::forbidden(call.resource.name(), &pod_name, why)),
+            None => Ok(()),
+        };
+    }
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else {
         return Ok(());
     };

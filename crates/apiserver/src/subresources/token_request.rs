@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::Body;
+use crate::authorize::node::items;
 use crate::encode::metadata_str;
 use crate::handle::Call;
 use crate::options::WriteOptions;
@@ -30,6 +31,9 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     let kind = call.core.builtin_kind(GROUP, "v1", "TokenRequest");
     let mut request = body::object_of(call, kind, &bytes, options.validation)?;
     check_metadata(call, &mut request)?;
+    if let Some(node) = call.caller.node_name() {
+        check_node(call, node, &request["spec"])?;
+    }
     let account = call
         .core
         .read(&call.resource, &call.info.namespace, &call.info.name)
@@ -89,6 +93,53 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     }
     request["status"] = json!({"token": token, "expirationTimestamp": seconds(expires)});
     Ok(answer::value(call, &request, StatusCode::CREATED))
+}
+
+/// The agent of a node asks for tokens only for pods that run there, and with audiences that these
+/// have asked for.
+fn check_node(call: &Call, node: &str, spec: &Value) -> Result<(), Failure> {
+    let refuse = |why: String| {
+        let name = call.resource.name();
+        Err(Failure::forbidden(name, &call.info.name, why))
+    };
+    let bound = &spec["boundObjectRef"];
+    let text = |name: &str| bound[name].as_str().unwrap_or_default();
+    if text("kind") != "Pod" || text("apiVersion") != "v1" || text("name").is_empty() {
+        return refuse("node requested token not bound to a pod".into());
+    }
+    let uid = text("uid");
+    if uid.is_empty() {
+        return refuse("node requested token with a pod binding without a uid".into());
+    }
+    let pods = call.core.builtin("", "v1", "pods");
+    let pod = call.core.read(pods, &call.info.namespace, text("name"));
+    let pod = pod.ok_or_else(|| Failure::not_found(pods.name(), text("name")))?;
+    if metadata_str(&pod, "uid") != uid {
+        return refuse(format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        ));
+    }
+    if pod["spec"]["nodeName"] != node {
+        return refuse("node requested token bound to a pod scheduled on a different node".into());
+    }
+    let issuer = call.core.tokens.issuer();
+    let mounted: Vec<&str> = items(&pod["spec"], "volumes")
+        .flat_map(|volume| items(&volume["projected"], "sources"))
+        .filter_map(|source| source["serviceAccountToken"].as_object())
+        .map(|token| token.get("audience").and_then(Value::as_str))
+        .map(|audience| audience.filter(|given| !given.is_empty()).unwrap_or(issuer))
+        .collect();
+    let foreign = items(spec, "audiences")
+        .filter_map(Value::as_str)
+        .find(|audience| *audience != issuer && !mounted.contains(audience));
+    match foreign {
+        None => Ok(()),
+        Some(audience) => refuse(format!(
+            "audience {} not found in pod spec volume, {} is not authorized to request tokens for this audience",
+            kinds::quote(audience),
+            call.caller.name
+        )),
+    }
 }
 
 /// The request may say whose token it is about.

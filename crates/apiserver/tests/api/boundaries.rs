@@ -251,3 +251,205 @@ async fn verbs_may_be_any_word() {
         check("nonResourceAttributes", attributes, expected).await;
     }
 }
+
+async fn as_node(house: &House, method: Method, path: &str, body: Value) -> Answer {
+    let mut request = request(method.clone(), path, &body);
+    if method == Method::PATCH {
+        let media = http::HeaderValue::from_static("application/merge-patch+json");
+        request.headers_mut().insert("content-type", media);
+    }
+    house.send_as(Caller::node("n"), request).await
+}
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const NODES: &str = "/api/v1/nodes";
+
+async fn house_with_nodes() -> House {
+    let house = House::new().await;
+    for name in ["n", "other"] {
+        let node = json!({"metadata": {"name": name}});
+        house.post(NODES, node).await.expect_code(201);
+        let mut pod = crate::house::pod(&format!("on-{name}"));
+        pod["spec"]["nodeName"] = name.into();
+        house.post(PODS, pod).await.expect_code(201);
+    }
+    house
+}
+
+#[tokio::test]
+async fn a_node_sees_itself_and_its_pods() {
+    let house = house_with_nodes().await;
+    let check = async |path: &str, expected: Result<(), &str>| {
+        let answer = as_node(&house, Method::GET, path, Value::Null).await;
+        match expected {
+            Ok(()) => drop(answer.expect_code(200)),
+            Err(why) => {
+                assert_eq!(answer.code, 403, "{path}: {}", answer.text);
+                let message = answer.body["message"].as_str().expect("a message");
+                assert!(message.ends_with(why), "{path}: {message}");
+            }
+        }
+    };
+    let selector = Err("can only list/watch pods with spec.nodeName field selector");
+    check("/api/v1/pods", selector).await;
+    check("/api/v1/pods?fieldSelector=spec.nodeName=n", Ok(())).await;
+    check("/api/v1/pods?fieldSelector=spec.nodeName=other", selector).await;
+    check("/api/v1/pods?fieldSelector=spec.nodeName!=n", selector).await;
+    check(&format!("{PODS}?watch=1&timeoutSeconds=1"), selector).await;
+    check(&format!("{PODS}/on-n"), Ok(())).await;
+    let unrelated = Err("no relationship found between node 'n' and this object");
+    check(&format!("{PODS}/on-other"), unrelated).await;
+    let gone = as_node(&house, Method::GET, &format!("{PODS}/gone"), Value::Null).await;
+    gone.expect_code(404);
+    let all = Err("node 'n' cannot read all nodes, only its own Node object");
+    check(NODES, all).await;
+    check("/api/v1/nodes?fieldSelector=metadata.name=n", Ok(())).await;
+    check("/api/v1/nodes/n", Ok(())).await;
+    let other = Err("node 'n' cannot read 'other', only its own Node object");
+    check("/api/v1/nodes/other", other).await;
+    let leases = Err("can only get, create, update, patch, or delete a node lease");
+    check("/apis/coordination.k8s.io/v1/leases", leases).await;
+    check(
+        "/api/v1/secrets",
+        Err("can only read namespaced object of this type"),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_mirror_pod_opens_nothing_to_its_node() {
+    let house = house_with_nodes().await;
+    let node = house.get("/api/v1/nodes/n").await;
+    let owner = json!({"apiVersion": "v1", "kind": "Node", "name": "n", "uid": node.body["metadata"]["uid"], "controller": true});
+    let check = async |owners: Value, spec: Value, expected: &str| {
+        let mut pod = crate::house::pod("m");
+        pod["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+        pod["metadata"]["ownerReferences"] = owners;
+        pod["spec"]["nodeName"] = "n".into();
+        for (field, value) in spec.as_object().expect("fields") {
+            pod["spec"][field] = value.clone();
+        }
+        let path = format!("{PODS}?dryRun=All");
+        let answer = as_node(&house, Method::POST, &path, pod).await;
+        if expected.is_empty() {
+            answer.expect_code(201);
+        } else {
+            let text = format!("pods \"m\" is forbidden: {expected}");
+            answer.expect_failure(403, "Forbidden", &text);
+        }
+    };
+    let owners = json!([owner]);
+    check(owners.clone(), json!({}), "").await;
+    check(
+        json!([]),
+        json!({}),
+        "node \"n\" can only create pods with an owner reference set to itself",
+    )
+    .await;
+    let mut foreign = owner.clone();
+    foreign["uid"] = "x".into();
+    let text = format!(
+        "node n UID mismatch: expected x got {}",
+        owner["uid"].as_str().expect("a uid")
+    );
+    check(json!([foreign]), json!({}), &text).await;
+    for (spec, expected) in [
+        (
+            json!({"serviceAccountName": "default"}),
+            "a mirror pod may not reference service accounts",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}),
+            "a mirror pod may not reference secrets",
+        ),
+        (
+            json!({"imagePullSecrets": [{"name": "s"}]}),
+            "a mirror pod may not reference secrets",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "x"}}]}}]}),
+            "a mirror pod may not use ServiceAccountToken volume projections",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "configMap": {"name": "c"}}]}),
+            "node \"n\" can not create pods that reference configmaps",
+        ),
+        (
+            json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}),
+            "node \"n\" can not create pods that reference persistentvolumeclaims",
+        ),
+    ] {
+        check(owners.clone(), spec, expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_gets_tokens_for_its_pods_only() {
+    let house = house_with_nodes().await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let bound = async |name: &str| {
+        let pod = house.get(&format!("{PODS}/{name}")).await;
+        json!({"kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod.body["metadata"]["uid"]})
+    };
+    let check = async |spec: Value, expected: &str| {
+        let body = json!({"spec": spec});
+        let answer = as_node(&house, Method::POST, path, body).await;
+        let text = format!("serviceaccounts \"default\" is forbidden: {expected}");
+        answer.expect_failure(403, "Forbidden", &text);
+    };
+    let (own, other) = (bound("on-n").await, bound("on-other").await);
+    check(json!({}), "node requested token not bound to a pod").await;
+    check(
+        json!({"boundObjectRef": {"kind": "Pod", "apiVersion": "v1", "name": "on-n"}}),
+        "node requested token with a pod binding without a uid",
+    )
+    .await;
+    check(
+        json!({"boundObjectRef": other}),
+        "node requested token bound to a pod scheduled on a different node",
+    )
+    .await;
+    check(json!({"boundObjectRef": own, "audiences": ["vault"]}), "audience \"vault\" not found in pod spec volume, system:node:n is not authorized to request tokens for this audience").await;
+    let body = json!({"spec": {"boundObjectRef": own}});
+    as_node(&house, Method::POST, path, body)
+        .await
+        .expect_code(201);
+}
+
+#[tokio::test]
+async fn a_node_does_not_say_what_is_to_run_on_it() {
+    let house = house_with_nodes().await;
+    let check = async |path: &str, patch: Value, expected: &str| {
+        let answer = as_node(&house, Method::PATCH, path, patch).await;
+        if expected.is_empty() {
+            answer.expect_code(200);
+        } else {
+            assert_eq!(answer.body["message"], expected, "{}", answer.text);
+            answer.expect_code(403);
+        }
+    };
+    let path = "/api/v1/nodes/n";
+    let labels = |name: &str| json!({"metadata": {"labels": {name: "x"}}});
+    check(path, labels("example.com/a"), "").await;
+    check(path, labels("node-restriction.kubernetes.io/a"), "nodes \"n\" is forbidden: is not allowed to modify labels: node-restriction.kubernetes.io/a").await;
+    check(
+        "/api/v1/nodes/n/status",
+        labels("foo.kubernetes.io/a"),
+        "nodes \"n\" is forbidden: is not allowed to modify labels: foo.kubernetes.io/a",
+    )
+    .await;
+    check(
+        path,
+        json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]}}),
+        "nodes \"n\" is forbidden: node \"n\" is not allowed to modify taints",
+    )
+    .await;
+    let pod = format!("{PODS}/on-n/status");
+    check(
+        &pod,
+        labels("a"),
+        "pods \"on-n\" is forbidden: node \"n\" cannot update labels through pod status",
+    )
+    .await;
+    check(&pod, json!({"status": {"phase": "Running"}}), "").await;
+}
