@@ -78,7 +78,7 @@ fn exec_terminal(kubectl: &Kubectl) -> anyhow::Result<()> {
         "--",
         "sh",
         "-c",
-        "'tty; for wait in $(seq 100); do stty size 2>/dev/null && break; sleep 0.1; done; exit 3'",
+        "'tty; for wait in $(seq 100); do stty size 2>/dev/null | grep 100 && break; sleep 0.1; done; exit 3'",
     ]);
     let words: Vec<String> = std::iter::once(command.get_program())
         .chain(command.get_args())
