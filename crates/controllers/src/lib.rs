@@ -12,6 +12,9 @@
 //!                                            a panic or an error: the same name, a little later
 //! ```
 //!
+//! What is the same in all of them is in `work`: a controller says by `Reconcile` what it
+//! does about a name, and how many it looks at at once.
+//!
 //! Each writes under its own name (`system:serviceaccount:kube-system:deployment-controller` and so
 //! on), with the rights that upstream gives to it. Which node a pod goes to is left to the scheduler,
 //! what happens on a node to the node agent.
