@@ -13,7 +13,8 @@ use crate::{Config, Locked, Refused};
 
 const DISK_BYTES_MIN: u64 = 1 << 30;
 const OPEN_FILES_MIN: u64 = 4096;
-const KERNEL_MIN: (u32, u32) = (5, 8);
+/// libcontainer mounts with `mount_setattr`; before, no container starts.
+const KERNEL_MIN: (u32, u32) = (5, 12);
 
 /// How grave a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -340,8 +341,8 @@ mod tests {
     #[test]
     fn kernel_releases_are_compared_by_number() {
         assert_eq!(release_numbers("6.18.44-fc-v595"), Some((6, 18)));
-        assert!(release_numbers("5.10.0") > Some(KERNEL_MIN));
-        assert!(release_numbers("4.19.0") < Some(KERNEL_MIN));
+        assert!(release_numbers("5.14.0-503.el9.x86_64") > Some(KERNEL_MIN));
+        assert!(release_numbers("5.10.0-35-amd64") < Some(KERNEL_MIN));
         assert_eq!(release_numbers("unknown"), None);
     }
 }
