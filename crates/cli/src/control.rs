@@ -237,7 +237,9 @@ impl Control {
         if status != StatusCode::OK {
             match serde_json::from_slice::<Message>(&body) {
                 Ok(refusal) => bail!("{}", refusal.message),
-                Err(_) => bail!("the server answered {status}"),
+                Err(_) => bail!(
+                    "the server answered {status}: it is of another version; end it (`wharf status` names its process; containers go on), and try again"
+                ),
             }
         }
         serde_json::from_slice(&body).context(
