@@ -37,7 +37,7 @@ use super::memory::SharedMemory;
 use super::process::{
     Report, Reporter, become_command, find_program, leave, reason, reset_signals,
 };
-use super::{causes, hierarchies, overlay};
+use super::{causes, hierarchies, overlay, targets};
 use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
 use crate::descriptors;
 use crate::protocol::{Refusal, RefusalKind};
@@ -93,6 +93,9 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
     lay_memory(job.directory)
         .map_err(|error| machine("lay memory over", job.directory.display(), &error))?;
     let root = mount_root(spec, job.directory)?;
+    for mount in &spec.mounts {
+        targets::check(mount, &root)?;
+    }
     make_working_directory(spec, &root);
     adjust_oom_score(spec.oom_score_adj);
     let memory_place = job.directory.join("shm");

@@ -29,6 +29,7 @@ mod namespaces;
 mod overlay;
 mod process;
 mod processes;
+mod targets;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

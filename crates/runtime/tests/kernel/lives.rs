@@ -318,6 +318,19 @@ pub(crate) async fn a_keeper_ends_when_its_directory_is_gone() {
     house.left_empty();
 }
 
+/// A lock or a pipe of whoever started the daemon would be held for as long as a container runs.
+pub(crate) async fn a_keeper_holds_nothing_of_its_starter_s_open() {
+    let house = House::new();
+    // Without close-on-exec, as shells leave them.
+    let (end, held) = rustix::pipe::pipe().expect("a pipe");
+    let sandbox = house.sandbox("a").await;
+    drop(held);
+    rustix::io::ioctl_fionbio(&end, true).expect("changed");
+    assert_eq!(rustix::io::read(&end, &mut [0]), Ok(0), "somebody holds it");
+    sandbox.end().await;
+    house.left_empty();
+}
+
 /// On version 1 nobody who is frozen dies, not even of SIGKILL.
 pub(crate) async fn who_is_frozen_can_be_killed() {
     let house = House::new();
