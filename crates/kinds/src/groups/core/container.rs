@@ -14,6 +14,8 @@ pub(super) struct PodFacts<'a> {
     pub(super) volumes: BTreeSet<&'a str>,
     pub(super) claims: Vec<&'a str>,
     pub(super) host_network: bool,
+    /// Whether users of the pod are others than those of the machine.
+    pub(super) own_users: bool,
 }
 
 /// The containers of a pod and those that run before them.
@@ -111,6 +113,7 @@ fn common(container: &Value, facts: &PodFacts<'_>, path: Path<'_>, faults: &mut 
     );
     security::container(
         &container["securityContext"],
+        facts.own_users,
         path.child("securityContext"),
         faults,
     );

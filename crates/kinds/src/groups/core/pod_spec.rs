@@ -29,6 +29,7 @@ pub(crate) fn validate(spec: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
             .filter(|name| !name.is_empty())
             .collect(),
         host_network: flag(spec, "hostNetwork"),
+        own_users: spec["hostUsers"] == false,
     };
     container::validate_all(spec, &facts, path, faults);
     resources::pod(&spec["resources"], path.child("resources"), faults);

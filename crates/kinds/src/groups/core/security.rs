@@ -18,8 +18,8 @@ fn id(holder: &Value, field: &str, path: Path<'_>, faults: &mut Vec<Fault>) {
     }
 }
 
-/// `securityContext` of a container.
-pub(super) fn container(context: &Value, path: Path<'_>, faults: &mut Vec<Fault>) {
+/// `securityContext` of a container, in a pod that has `own_users` or those of the machine.
+pub(super) fn container(context: &Value, own_users: bool, path: Path<'_>, faults: &mut Vec<Fault>) {
     if !context.is_object() {
         return;
     }
@@ -32,6 +32,11 @@ pub(super) fn container(context: &Value, path: Path<'_>, faults: &mut Vec<Fault>
             proc_mount,
             &["Default", "Unmasked"],
         ));
+    }
+    // What is masked are doors to the whole machine; they may be opened only to who is nobody there.
+    if proc_mount == "Unmasked" && !own_users {
+        let text = "`hostUsers` must be false to use `Unmasked`";
+        faults.push(Fault::invalid(path.child("procMount"), proc_mount, text));
     }
     seccomp(
         &context["seccompProfile"],
