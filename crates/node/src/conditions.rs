@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::excess::EVICTED;
 use crate::pod::{Member, Role};
 use crate::status::Situation;
 
@@ -32,7 +33,7 @@ struct Draft {
     message: Option<String>,
 }
 
-/// All conditions: the five of the node, then those of others as they were.
+/// All conditions: the five of the node, one more of a pod that it ended for its own sake, then those of others as they were.
 pub(crate) fn of(
     situation: &Situation<'_>,
     spec: &PodSpec,
@@ -57,13 +58,14 @@ pub(crate) fn of(
         reason: None,
         message: None,
     };
-    let drafts = [
+    let mut drafts = vec![
         plain("PodReadyToStartContainers", situation.ground_ready),
         initialized(situation, phase, init, main),
         ready,
         containers_ready,
         plain("PodScheduled", true),
     ];
+    drafts.extend(disrupted(situation));
     let known = before.conditions.as_deref().unwrap_or_default();
     let own: Vec<&str> = drafts.iter().map(|draft| draft.name).collect();
     let others = known
@@ -88,6 +90,16 @@ pub(crate) fn of(
         }
     };
     drafts.iter().map(finish).chain(others).collect()
+}
+
+fn disrupted(situation: &Situation<'_>) -> Option<Draft> {
+    let (reason, message) = situation.end?.failure.as_ref()?;
+    (reason == EVICTED).then(|| Draft {
+        name: "DisruptionTarget",
+        is_true: true,
+        reason: Some("TerminationByKubelet"),
+        message: Some(message.clone()),
+    })
 }
 
 fn initialized(

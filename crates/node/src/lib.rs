@@ -25,6 +25,7 @@ mod conditions;
 mod context;
 mod downward;
 mod env;
+mod excess;
 mod expand;
 mod failure;
 mod grpc;

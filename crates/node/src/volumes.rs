@@ -18,6 +18,7 @@ use volume::{
 
 use crate::context::Context;
 use crate::downward::Addresses;
+use crate::excess;
 use crate::payload::{Maker, PayloadError};
 use crate::pod;
 use crate::resources;
@@ -66,6 +67,7 @@ pub(crate) enum Progress {
 /// Sets up the volumes of a pod and keeps them up to date, until it is dropped.
 pub(crate) struct VolumeKeeper {
     progress: watch::Receiver<Progress>,
+    excess: watch::Receiver<Option<String>>,
     pod: watch::Sender<Arc<Pod>>,
     task: AbortHandle,
 }
@@ -80,6 +82,8 @@ impl VolumeKeeper {
     /// Begins.
     pub(crate) fn start(context: Arc<Context>, pod: Arc<Pod>) -> VolumeKeeper {
         let (sender, progress) = watch::channel(Progress::Pending);
+        let (too_much, excess) = watch::channel(None);
+        tokio::spawn(excess::watch(context.clone(), pod.clone(), too_much));
         let (pod, pods) = watch::channel(pod);
         let task = tokio::spawn(async move {
             Keeper {
@@ -95,6 +99,7 @@ impl VolumeKeeper {
         });
         VolumeKeeper {
             progress,
+            excess,
             pod,
             task: task.abort_handle(),
         }
@@ -123,11 +128,18 @@ impl VolumeKeeper {
         }
     }
 
-    /// Resolves when there is progress.
+    /// What the pod has more of than it may, if it has.
+    pub(crate) fn excess(&self) -> Option<String> {
+        self.excess.borrow().clone()
+    }
+
+    /// Resolves when there is progress, or too much.
     pub(crate) async fn changed(&mut self) {
-        if self.progress.changed().await.is_err() {
-            // The task ends with the program only.
-            std::future::pending::<()>().await;
+        tokio::select! {
+            // These tasks end with the program, or have nothing to say any more.
+            Ok(()) = self.progress.changed() => {}
+            Ok(()) = self.excess.changed() => {}
+            else => std::future::pending().await,
         }
     }
 }
@@ -375,7 +387,11 @@ fn group(pod: &Pod) -> Option<u32> {
 }
 
 /// `pods/<uid>/volumes/kubernetes.io~<kind>/<name>`, as upstream lays them out.
-fn directory(context: &Context, pod: &Pod, volume: &Volume) -> Result<PathBuf, VolumeError> {
+pub(crate) fn directory(
+    context: &Context,
+    pod: &Pod,
+    volume: &Volume,
+) -> Result<PathBuf, VolumeError> {
     let kind = if volume.empty_dir.is_some() {
         "empty-dir"
     } else if volume.config_map.is_some() {

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use crate::admission::Rejection;
 use crate::backoff::BackOffs;
 use crate::context::Context;
+use crate::excess::{self, EVICTED};
 use crate::local::{Busy, Local};
 use crate::observed::{Attempt, Observed};
 use crate::plan::{self, Knowledge, Plan, Verdict};
@@ -325,6 +326,21 @@ impl Worker {
                 failure: Some((reason.to_owned(), message.to_owned())),
                 account_for_all: true,
             });
+        } else if let Some(message) = self.volumes.as_ref().and_then(VolumeKeeper::excess) {
+            self.evict(message);
+        }
+    }
+
+    /// Ends a pod that takes more of this machine than it said.
+    fn evict(&mut self, message: String) {
+        self.context
+            .event(&self.pod, None, EventType::Warning, EVICTED, &*message);
+        self.end(End {
+            failure: Some((EVICTED.to_owned(), message)),
+            account_for_all: true,
+        });
+        if let Mode::Ending { deadline, .. } = &mut self.mode {
+            *deadline = (*deadline).min(Instant::now() + excess::GRACE);
         }
     }
 
