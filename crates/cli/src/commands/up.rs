@@ -6,6 +6,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Seek, SeekFrom};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -128,6 +129,7 @@ fn spawn(config: &Config) -> anyhow::Result<Child> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
+    keep_to_ourselves().context("see to what the server inherits")?;
     Command::new("/proc/self/exe")
         .arg("server")
         .args(&config.flags)
@@ -138,6 +140,29 @@ fn spawn(config: &Config) -> anyhow::Result<Child> {
         .current_dir("/")
         .spawn()
         .context("start the server")
+}
+
+/// Locks and pipes of whoever typed the command would be held for as long as the cluster runs.
+fn keep_to_ourselves() -> std::io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let number = entry?.file_name().into_string().unwrap_or_default();
+        let Some(number @ 3..) = number.parse::<i32>().ok() else {
+            continue;
+        };
+        #[expect(
+            unsafe_code,
+            reason = "a descriptor of unknown origin has no owner here"
+        )]
+        // SAFETY: it is borrowed for one call, which changes nothing but what a child inherits, and
+        // says so itself if there is no such descriptor.
+        let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+        match rustix::io::fcntl_setfd(inherited, rustix::io::FdFlags::CLOEXEC) {
+            // The one by which this list was read, on some systems.
+            Ok(()) | Err(rustix::io::Errno::BADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Shows what the server does, until it is ready.
@@ -210,5 +235,19 @@ fn print_next(config: &Config) {
             "Next: {sudo}kubectl --kubeconfig {} get nodes",
             config.kubeconfig.display()
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_of_a_shell_s_is_passed_on() {
+        // Without close-on-exec, as `exec 9>lock` makes it.
+        let (lock, _other) = rustix::pipe::pipe().expect("a pipe");
+        keep_to_ourselves().expect("descriptors can be listed");
+        let flags = rustix::io::fcntl_getfd(&lock).expect("open");
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
     }
 }
