@@ -412,7 +412,7 @@ pub(crate) async fn cgroups_hold_and_count() {
     let mut spec = house.shell(
         &sandbox,
         "c",
-        "head -c 20000000 /dev/zero > /dev/shm/x; echo ready; sleep 600; true",
+        "head -c 20000000 /dev/zero > /dev/shm/x; sleep 600 & echo ready; wait",
     );
     spec.resources = Resources {
         cpu_shares: Some(512),
