@@ -27,6 +27,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     ("mmdebstrap", "/usr/bin/mmdebstrap"),
     ("e2fsprogs", "/usr/sbin/mkfs.ext4"),
+    ("xz-utils", "/usr/bin/xz"),
     ("busybox-static", "/bin/busybox"),
 ];
 
