@@ -69,7 +69,10 @@ mod tests {
             // It holds its thread until somebody else has run, on a runtime that has but one.
             let held = tokio::spawn(async move {
                 heavy
-                    .run(load, async move { tells.recv().expect("somebody else ran") })
+                    .run(
+                        load,
+                        async move { tells.recv().expect("somebody else ran") },
+                    )
                     .await
             });
             let other = tokio::spawn(async move { told.send(7).expect("it waits") });
