@@ -139,9 +139,9 @@ fn write(path: &Path, config: &Value) -> anyhow::Result<()> {
     let text = serde_saphyr::to_string(config).context("write YAML")?;
     let path = target_of(path);
     let directory = path.parent().context("the kubeconfig has no directory")?;
+    let temporary = directory.join(format!(".wharf-kubeconfig-{}", std::process::id()));
     let written = (|| {
         fs::create_dir_all(directory)?;
-        let temporary = directory.join(format!(".wharf-kubeconfig-{}", std::process::id()));
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -156,6 +156,10 @@ fn write(path: &Path, config: &Value) -> anyhow::Result<()> {
         fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
         fs::rename(&temporary, &path)
     })();
+    if written.is_err() {
+        // It holds keys; it may also never have been made.
+        let _ = fs::remove_file(&temporary);
+    }
     written.with_context(|| format!("write {}", path.display()))
 }
 
@@ -251,6 +255,16 @@ mod tests {
         merge(&admin, &link, "wharf").expect("merged");
         assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
         assert!(files.0.join("target").is_file());
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_no_keys_behind() {
+        let files = Files::new("unwritable");
+        let target = files.0.join("config");
+        fs::create_dir(&target).expect("made");
+        write(&target, &json!({})).expect_err("a directory is in the way");
+        let left = fs::read_dir(&files.0).expect("there").count();
+        assert_eq!(left, 2, "the directory and `admin`");
     }
 
     #[test]
