@@ -114,8 +114,9 @@ impl RequestInfo {
             _ => "",
         }
         .into();
-        // The old form /api/v1/watch/… of watches.
-        let old_watch = rest.len() > 1 && rest[0] == "watch";
+        // The old form /api/v1/watch/… of watches. There are none of parts of objects, and nothing
+        // else is done in this form: it would be allowed as a watch.
+        let old_watch = rest.len() > 1 && rest[0] == "watch" && info.verb == "get";
         if old_watch {
             rest = &rest[1..];
         }
@@ -135,6 +136,11 @@ impl RequestInfo {
         info.rest = rest.get(3..).map(|rest| rest.join("/")).unwrap_or_default();
         if old_watch {
             info.verb = "watch".into();
+            if !info.subresource.is_empty() {
+                info.resource = "watch".into();
+                info.subresource.clear();
+                info.rest.clear();
+            }
         }
         if info.name.is_empty() {
             match &*info.verb {
@@ -283,6 +289,16 @@ mod tests {
             get.clone(),
             "/api/v1/watch/namespaces/a/pods",
             "true watch g= v=v1 ns=a r=pods n= s= rest=",
+        );
+        check(
+            get.clone(),
+            "/api/v1/watch/namespaces/a/pods/p/proxy/x",
+            "true watch g= v=v1 ns=a r=watch n=p s= rest=",
+        );
+        check(
+            Method::POST,
+            "/api/v1/watch/namespaces/a/pods/p/proxy/x",
+            "true create g= v=v1 ns= r=watch n=namespaces s=a rest=pods/p/proxy/x",
         );
         check(
             get.clone(),

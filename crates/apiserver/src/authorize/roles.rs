@@ -13,7 +13,7 @@ use store::{Revision, Snapshot, Store};
 
 use super::node;
 use super::{Attributes, Authorizer, Decision, RuleList};
-use crate::caller::Caller;
+use crate::caller::{Caller, MASTERS};
 use crate::meta::Meta;
 
 /// The group whose objects make the policy.
@@ -105,6 +105,10 @@ fn question<'a>(attributes: &Attributes<'a>) -> access::Attributes<'a> {
 
 impl Authorizer for Roles {
     fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        // No policy has to be made to know this.
+        if attributes.caller.in_group(MASTERS) {
+            return Decision::Allow(String::new());
+        }
         let policy = self.policy();
         let question = question(attributes);
         let mut reason = String::new();
@@ -140,7 +144,7 @@ impl Authorizer for Roles {
             ..Rule::default()
         };
         let mut rules = policy.rules_of(&user(caller), namespace);
-        if caller.in_group(crate::caller::MASTERS) {
+        if caller.in_group(MASTERS) {
             rules.extend([&every, &every_path]);
         }
         for rule in rules {

@@ -141,6 +141,18 @@ async fn a_watch_of_one_name_is_of_no_other() {
 }
 
 #[tokio::test]
+async fn what_is_asked_in_the_form_of_a_watch_is_a_watch() {
+    let house = House::new().await;
+    let watch = json!([{"verbs": ["watch"], "apiGroups": ["*"], "resources": ["*"]}]);
+    allow(&house, "joe", watch).await;
+    let path = "/api/v1/watch/namespaces/default/pods/a/proxy/x";
+    let posted = request(Method::POST, path, &json!({}));
+    house.send_as(user("joe"), posted).await.expect_code(403);
+    get_as(&house, "joe", path).await.expect_code(404);
+    house.post(path, json!({})).await.expect_code(404);
+}
+
+#[tokio::test]
 async fn a_watch_may_be_meant_to_last_for_ever() {
     let house = House::new().await;
     let path = format!("{SECRETS}?watch=true&timeoutSeconds=9223372036854775807");
