@@ -1,5 +1,6 @@
 //! `exec` and `attach`: a process's standard streams, carried by WebSocket or SPDY.
 
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -295,7 +296,8 @@ async fn carry(process: Process, wanted: Wanted, remote: Remote) -> Option<Endin
     let mut outputs = pin!(async {
         let stdout = copy(Some(stdout), STDOUT, wanted.stdout, &remote.output, &moved);
         let stderr = copy(stderr, STDERR, wanted.stderr, &remote.output, &moved);
-        tokio::join!(stdout, stderr);
+        let (stdout, stderr) = tokio::join!(stdout, stderr);
+        stdout.and(stderr)
     });
     let mut exit = pin!(async {
         match process.exit {
@@ -304,12 +306,13 @@ async fn carry(process: Process, wanted: Wanted, remote: Remote) -> Option<Endin
         }
     });
     let (mut inputs_done, mut outputs_done) = (false, false);
+    let mut carried = Ok(());
     let code = loop {
         tokio::select! {
             code = &mut exit => break code,
             () = &mut inputs, if !inputs_done => inputs_done = true,
-            () = &mut outputs, if !outputs_done => {
-                outputs_done = true;
+            result = &mut outputs, if !outputs_done => {
+                (outputs_done, carried) = (true, result);
                 if is_attached {
                     break Ok(0);
                 }
@@ -326,14 +329,16 @@ async fn carry(process: Process, wanted: Wanted, remote: Remote) -> Option<Endin
     while !outputs_done {
         let before = moved.load(Ordering::Relaxed);
         match tokio::time::timeout(QUIET, &mut outputs).await {
-            Ok(()) => outputs_done = true,
+            Ok(result) => (outputs_done, carried) = (true, result),
             Err(_) if moved.load(Ordering::Relaxed) == before => break,
             Err(_) => {}
         }
     }
-    Some(match code {
-        Ok(code) => Ending::Exit(code),
-        Err(error) => Ending::Failed(error.to_string()),
+    Some(match (code, carried) {
+        // Success would mean that this is all.
+        (Ok(0), Err(error)) => Ending::Failed(error.to_string()),
+        (Ok(code), _) => Ending::Exit(code),
+        (Err(error), _) => Ending::Failed(error.to_string()),
     })
 }
 
@@ -367,12 +372,15 @@ async fn copy(
     is_wanted: bool,
     output: &mpsc::Sender<Output>,
     moved: &AtomicU64,
-) {
-    let Some(mut reader) = reader else { return };
+) -> io::Result<()> {
+    let Some(mut reader) = reader else {
+        return Ok(());
+    };
     let mut piece = vec![0; PIECE];
-    while let Ok(count) = reader.read(&mut piece).await {
+    loop {
+        let count = reader.read(&mut piece).await?;
         if count == 0 {
-            return;
+            return Ok(());
         }
         moved.fetch_add(1, Ordering::Relaxed);
         if !is_wanted {
@@ -380,14 +388,69 @@ async fn copy(
         }
         let bytes = Bytes::copy_from_slice(&piece[..count]);
         if output.send(Output::Data(channel, bytes)).await.is_err() {
-            return;
+            return Ok(());
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncRead;
+
     use super::*;
+
+    /// An output of which something is missing.
+    struct Cut;
+
+    impl AsyncRead for Cut {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(Err(io::Error::other("output is missing")))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_attach_that_was_not_whole_is_no_success() {
+        let check = async |stdout: Reader, exit: Option<i32>, expected: Ending| {
+            let (output, mut passed) = mpsc::channel(WAITING_MAX);
+            let remote = Remote {
+                stdin: mpsc::channel(1).1,
+                sizes: mpsc::channel(1).1,
+                output,
+            };
+            let process = Process {
+                streams: Streams {
+                    stdin: None,
+                    stdout,
+                    stderr: None,
+                    resize: None,
+                },
+                exit: exit.map(|code| -> Exit { Box::pin(async move { Ok(code) }) }),
+                kill: None,
+            };
+            let wanted = Wanted {
+                stdin: false,
+                stdout: true,
+                stderr: false,
+                tty: false,
+            };
+            assert_eq!(carry(process, wanted, remote).await, Some(expected));
+            let Some(Output::Data(STDOUT, bytes)) = passed.recv().await else {
+                panic!("what there is comes first");
+            };
+            assert_eq!(bytes, "some");
+        };
+        let missing = || Ending::Failed("output is missing".to_owned());
+        let whole = || -> Reader { Box::pin(&b"some"[..]) };
+        let cut = || -> Reader { Box::pin(AsyncReadExt::chain(&b"some"[..], Cut)) };
+        check(whole(), None, Ending::Exit(0)).await;
+        check(cut(), None, missing()).await;
+        check(cut(), Some(0), missing()).await;
+        check(cut(), Some(3), Ending::Exit(3)).await;
+    }
 
     #[test]
     fn endings_by_version() {
