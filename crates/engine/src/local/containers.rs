@@ -174,6 +174,9 @@ fn runtime_spec(
     let config = &image.config;
     let mut groups = user.groups;
     groups.extend(&spec.groups);
+    // As containerd does: else a program could drop its group, and with it what a file refuses to
+    // that group but grants to others.
+    groups.push(user.gid);
     groups.sort_unstable();
     groups.dedup();
     let hostname = match sandbox.spec.network {

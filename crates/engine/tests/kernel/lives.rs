@@ -86,11 +86,14 @@ pub(crate) async fn images_and_specs_are_one() {
     let groups = ContainerSpec {
         groups: vec![7, 2000],
         working_dir: Some("/made/here".to_owned()),
-        ..house.shell("groups", "id -u; id -G; pwd; echo $HOME")
+        ..house.shell(
+            "groups",
+            "id -u; id -G; grep -cw 1001 /proc/self/status; pwd; echo $HOME",
+        )
     };
     for (spec, expected) in [
         (plain, "default\n1000\n/data\n"),
-        (groups, "1000\n1001 7 2000\n/made/here\n/home/bob\n"),
+        (groups, "1000\n1001 7 2000\n2\n/made/here\n/home/bob\n"),
     ] {
         let name = spec.name.clone();
         let container = engine.create_container(&id("a"), spec).await.expect("made");
