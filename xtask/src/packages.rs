@@ -20,6 +20,7 @@ pub(crate) const IMAGES: &[(&str, &str)] = &[("busybox-static", "/bin/busybox")]
 /// To test: the client, and what looks at the kernel's state from outside.
 pub(crate) const TEST: &[(&str, &str)] = &[
     ("nftables", "/usr/sbin/nft"),
+    ("iptables", "/usr/sbin/iptables-nft"),
     ("iproute2", "/usr/sbin/ip"),
     ("curl", "/usr/bin/curl"),
 ];
