@@ -99,8 +99,12 @@ fn get_in_all_forms(kubectl: &Kubectl) -> anyhow::Result<()> {
         .run(&["get", "pods", "--sort-by=.metadata.name", "--show-labels"])?
         .ok()?
         .says("app=hello")?;
+    // By name: others come and go while the client looks at one after the other.
+    kubectl
+        .run(&["describe", "namespace", kubectl.namespace()])?
+        .ok()?
+        .says("Active")?;
     for kind in [
-        "namespace",
         "node",
         "pod",
         "deployment",
