@@ -1,6 +1,8 @@
-//! A client that costs little: HTTP/1.1 over TLS, one connection per caller, bodies as they come.
+//! A client that costs little: HTTP/1.1 over TLS, one connection per caller, bodies as they come; and
+//! HTTP/2 for many watches over one connection, as client-go has them.
 
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -8,9 +10,9 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::SendRequest;
-use hyper_util::rt::TokioIo;
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Everything is measured in a namespace of its own.
 pub(crate) const NAMESPACE: &str = "wharf-bench";
@@ -31,10 +34,14 @@ pub(crate) struct Api {
     address: String,
     host: ServerName<'static>,
     tls: TlsConnector,
+    /// The same, and asks for HTTP/2.
+    tls_http2: TlsConnector,
 }
 
+type Stream = TokioIo<TlsStream<BufReader<TcpStream>>>;
+
 /// One connection.
-pub(crate) struct Connection(SendRequest<Full<Bytes>>);
+pub(crate) struct Connection(http1::SendRequest<Full<Bytes>>);
 
 impl Api {
     pub(crate) fn of_kubeconfig(path: &Path) -> anyhow::Result<Api> {
@@ -57,6 +64,8 @@ impl Api {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![certificate], key)?;
+        let mut tls_http2 = tls.clone();
+        tls_http2.alpn_protocols = vec![b"h2".to_vec()];
         let server: Uri = cluster["server"]
             .as_str()
             .context("the cluster has no server")?
@@ -66,21 +75,70 @@ impl Api {
             address: format!("{host}:{}", server.port_u16().unwrap_or(443)),
             host: ServerName::try_from(host)?,
             tls: TlsConnector::from(Arc::new(tls)),
+            tls_http2: TlsConnector::from(Arc::new(tls_http2)),
         })
     }
 
     pub(crate) async fn connect(&self) -> anyhow::Result<Connection> {
+        let (sender, connection) = http1::handshake(self.stream(&self.tls).await?).await?;
+        tokio::spawn(connection);
+        Ok(Connection(sender))
+    }
+
+    /// Begins a watch on a connection of its own.
+    pub(crate) async fn watch(&self, path: &str) -> anyhow::Result<Watch> {
+        let (mut sender, connection) = http1::handshake(self.stream(&self.tls).await?).await?;
+        let mut driver: Driver = Box::pin(async move {
+            // That it ended is seen in the body, with the reason.
+            connection.await.ok();
+        });
+        let asked = sender.send_request(request(Method::GET, path, "bench", Bytes::new())?);
+        let response = tokio::select! {
+            response = asked => response?,
+            () = &mut driver => bail!("watch {path}: the connection ended"),
+        };
+        let body = watched(path, response)?;
+        Ok(Watch {
+            body,
+            buffer: Vec::new(),
+            driver: Some(driver),
+            _sender: Some(sender),
+        })
+    }
+
+    /// Begins `count` watches over one HTTP/2 connection.
+    pub(crate) async fn watches_together(
+        &self,
+        path: &str,
+        count: usize,
+    ) -> anyhow::Result<Vec<Watch>> {
+        let stream = self.stream(&self.tls_http2).await?;
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+        tokio::spawn(connection);
+        let address = format!("https://{}{path}", self.address);
+        let mut watches = Vec::new();
+        for _ in 0..count {
+            sender.ready().await?;
+            let asked = request(Method::GET, &address, &self.address, Bytes::new())?;
+            watches.push(Watch {
+                body: watched(path, sender.send_request(asked).await?)?,
+                buffer: Vec::new(),
+                driver: None,
+                _sender: None,
+            });
+        }
+        Ok(watches)
+    }
+
+    async fn stream(&self, tls: &TlsConnector) -> anyhow::Result<Stream> {
         let stream = TcpStream::connect(&self.address)
             .await
             .with_context(|| format!("connect to {}", self.address))?;
         stream.set_nodelay(true)?;
         // TLS reads 4 KB at a time.
         let stream = BufReader::with_capacity(READ_BYTES, stream);
-        let stream = self.tls.connect(self.host.clone(), stream).await?;
-        let (sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        Ok(Connection(sender))
+        let stream = tls.connect(self.host.clone(), stream).await?;
+        Ok(TokioIo::new(stream))
     }
 
     /// A fresh namespace with its default ServiceAccount.
@@ -95,7 +153,7 @@ impl Api {
         let path = format!(
             "/api/v1/namespaces/{NAMESPACE}/serviceaccounts?watch=1&fieldSelector=metadata.name%3Ddefault"
         );
-        let mut accounts = connection.watch(&path).await?;
+        let mut accounts = self.watch(&path).await?;
         accounts.until(|event| event["type"] == "ADDED").await
     }
 
@@ -108,7 +166,7 @@ impl Api {
         }
         let watching =
             format!("/api/v1/namespaces?watch=1&fieldSelector=metadata.name%3D{NAMESPACE}");
-        let mut namespaces = self.connect().await?.watch(&watching).await?;
+        let mut namespaces = self.watch(&watching).await?;
         connection.status(Method::DELETE, &path).await?;
         namespaces.until(|event| event["type"] == "DELETED").await
     }
@@ -121,13 +179,7 @@ impl Connection {
         path: &str,
         body: Bytes,
     ) -> anyhow::Result<http::Response<Incoming>> {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "bench")
-            .header("accept", "application/json")
-            .header("content-type", "application/json")
-            .body(Full::new(body))?;
+        let request = request(method, path, "bench", body)?;
         self.0.ready().await?;
         Ok(self.0.send_request(request).await?)
     }
@@ -171,26 +223,42 @@ impl Connection {
         response.into_body().collect().await?;
         Ok(status)
     }
-
-    /// Begins a watch; the connection is its own from now on.
-    pub(crate) async fn watch(mut self, path: &str) -> anyhow::Result<Watch> {
-        let response = self.send(Method::GET, path, Bytes::new()).await?;
-        if !response.status().is_success() {
-            bail!("watch {path}: {}", response.status());
-        }
-        Ok(Watch {
-            body: response.into_body(),
-            buffer: Vec::new(),
-            _connection: self,
-        })
-    }
 }
+
+fn request(
+    method: Method,
+    uri: &str,
+    host: &str,
+    body: Bytes,
+) -> anyhow::Result<Request<Full<Bytes>>> {
+    Ok(Request::builder()
+        .method(method)
+        .uri(uri)
+        .header("host", host)
+        .header("accept", "application/json")
+        .header("content-type", "application/json")
+        .body(Full::new(body))?)
+}
+
+fn watched(path: &str, response: http::Response<Incoming>) -> anyhow::Result<Incoming> {
+    if !response.status().is_success() {
+        bail!("watch {path}: {}", response.status());
+    }
+    Ok(response.into_body())
+}
+
+/// Moves a connection's bytes.
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Events as they come.
 pub(crate) struct Watch {
     body: Incoming,
     buffer: Vec<u8>,
-    _connection: Connection,
+    /// The watch's own connection, moved by whoever waits for an event: a task of its own would have to
+    /// be woken first, and what it costs would be counted for the server.
+    driver: Option<Driver>,
+    /// Dropped, it would end the connection.
+    _sender: Option<http1::SendRequest<Full<Bytes>>>,
 }
 
 impl Watch {
@@ -201,11 +269,22 @@ impl Watch {
                 let rest = self.buffer.split_off(end + 1);
                 return Ok(std::mem::replace(&mut self.buffer, rest));
             }
-            let frame = self.body.frame().await.context("the watch ended")??;
+            let frame = self.frame().await.context("the watch ended")??;
             if let Ok(data) = frame.into_data() {
                 self.buffer.extend_from_slice(&data);
             }
         }
+    }
+
+    async fn frame(&mut self) -> Option<hyper::Result<Frame<Bytes>>> {
+        if let Some(driver) = &mut self.driver {
+            tokio::select! {
+                biased;
+                frame = self.body.frame() => return frame,
+                () = driver => self.driver = None,
+            }
+        }
+        self.body.frame().await
     }
 
     /// The next event.

@@ -18,8 +18,7 @@ pub(crate) async fn node_ready(kubeconfig: &Path) -> anyhow::Result<Instant> {
     let mut nodes = loop {
         // Not there, half written, or nobody listens: all the same, it starts.
         if let Ok(api) = Api::of_kubeconfig(kubeconfig)
-            && let Ok(connection) = api.connect().await
-            && let Ok(nodes) = connection.watch("/api/v1/nodes?watch=1").await
+            && let Ok(nodes) = api.watch("/api/v1/nodes?watch=1").await
         {
             break nodes;
         }

@@ -120,7 +120,9 @@ async fn measure(
             report.add(subject, load::list(api, 5000).await?);
         }
         if wanted("watcher") {
-            report.add(subject, watchers::one_event(api, 200).await?);
+            for figure in watchers::one_event(api, 200).await? {
+                report.add(subject, figure);
+            }
         }
         anyhow::Ok(())
     }

@@ -85,7 +85,7 @@ fn path(rest: &str) -> String {
 }
 
 async fn watch(api: &Api) -> anyhow::Result<Watch> {
-    api.connect().await?.watch(&path("?watch=1")).await
+    api.watch(&path("?watch=1")).await
 }
 
 fn runs(event: &Value) -> bool {
