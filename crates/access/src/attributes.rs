@@ -1,7 +1,5 @@
 //! What is asked: who wants to do what with which thing.
 
-use serde::{Deserialize, Serialize};
-
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub struct User<'a> {
@@ -40,36 +38,4 @@ pub enum Subject<'a> {
     },
     /// A path outside the resources, such as `/healthz`.
     Path(&'a str),
-}
-
-/// The subject of a binding.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct BoundSubject {
-    kind: String,
-    name: String,
-    #[serde(default)]
-    namespace: String,
-}
-
-impl BoundSubject {
-    /// Whether this subject is the user. A ServiceAccount without a namespace is in the binding's.
-    pub(crate) fn is(&self, user: &User<'_>, binding_namespace: &str) -> bool {
-        match self.kind.as_str() {
-            "User" => self.name == user.name,
-            "Group" => user.groups.contains(&self.name),
-            "ServiceAccount" => {
-                let namespace = if self.namespace.is_empty() {
-                    binding_namespace
-                } else {
-                    &self.namespace
-                };
-                let account = user
-                    .name
-                    .strip_prefix("system:serviceaccount:")
-                    .and_then(|account| account.split_once(':'));
-                !namespace.is_empty() && account == Some((namespace, self.name.as_str()))
-            }
-            _ => false,
-        }
-    }
 }

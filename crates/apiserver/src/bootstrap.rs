@@ -26,6 +26,10 @@ pub(crate) async fn write(core: &Arc<Core>) -> Result<(), StartError> {
         access::bootstrap().into_iter().chain(priority_classes()),
     )
     .await?;
+    if let Some(roles) = &core.roles {
+        // So that the first request does not wait for it.
+        roles.policy();
+    }
     core.set_started();
     Ok(())
 }

@@ -53,6 +53,13 @@ pub struct Entry<M> {
     pub meta: M,
 }
 
+/// A key has one value at one revision.
+impl<M> PartialEq for Entry<M> {
+    fn eq(&self, other: &Self) -> bool {
+        self.revision == other.revision && self.key == other.key
+    }
+}
+
 /// Reads out of a value what readers want to know without parsing it again.
 pub type Extract<M> = Arc<dyn Fn(&Key, &Bytes) -> M + Send + Sync>;
 

@@ -35,7 +35,7 @@ pub use engine::{Change, DurableEngine, EngineError, OpenError, Row};
 pub use entry::{Entry, Event, EventKind, Extract, Key, Revision};
 pub use memory::Memory;
 pub use sqlite::Sqlite;
-pub use state::Snapshot;
+pub use state::{Difference, Snapshot, Space};
 pub use transaction::{Body, Check, CommitError, Committed, Expected, Transaction, Write};
 pub use watch::{Compacted, Lagged, Watch};
 

@@ -4,16 +4,55 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use crate::{Entry, Key, Revision};
 
 type Names<M> = OrdMap<Arc<str>, Arc<Entry<M>>>;
 
-/// All entries of one space.
-struct Space<M> {
+/// All entries of one space, at one revision. A clone is O(1) and shares everything.
+pub struct Space<M> {
     names: Names<M>,
     /// When an entry of it was last written or removed.
     written: Revision,
+}
+
+/// How one key of a space differs between two states of it.
+#[derive(Debug)]
+pub enum Difference<'a, M> {
+    /// The later state has this value, the earlier one another or none.
+    Put(&'a Arc<Entry<M>>),
+    /// The later state does not have the key; this was its value.
+    Gone(&'a Arc<Entry<M>>),
+}
+
+impl<M> Default for Space<M> {
+    fn default() -> Self {
+        Space {
+            names: Names::new(),
+            written: Revision(0),
+        }
+    }
+}
+
+impl<M> Space<M> {
+    /// As [`Snapshot::space_revision`].
+    pub fn written(&self) -> Revision {
+        self.written
+    }
+
+    /// What this state has that `earlier` had not, and the other way round, in the order of the
+    /// names. What both share is passed over, so this costs about as much as there are differences,
+    /// however large the space is.
+    pub fn since<'a>(&'a self, earlier: &'a Space<M>) -> impl Iterator<Item = Difference<'a, M>> {
+        earlier.names.diff(&self.names).map(|item| match item {
+            DiffItem::Add(_, entry)
+            | DiffItem::Update {
+                new: (_, entry), ..
+            } => Difference::Put(entry),
+            DiffItem::Remove(_, entry) => Difference::Gone(entry),
+        })
+    }
 }
 
 impl<M> Clone for Space<M> {
@@ -60,6 +99,12 @@ impl<M> Snapshot<M> {
         self.spaces
             .get(space)
             .map_or(Revision(0), |space| space.written)
+    }
+
+    /// One space as it is in this state, to be compared with what it is later ([`Space::since`]).
+    /// It keeps no other space alive.
+    pub fn space(&self, space: &str) -> Space<M> {
+        self.spaces.get(space).cloned().unwrap_or_default()
     }
 
     /// The state of one key.
@@ -169,22 +214,70 @@ fn end_of(prefix: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use bytes::Bytes;
 
     use super::*;
 
     const NAMES: [&str; 9] = ["a", "a-b", "a/", "a/x", "a/~", "a0", "b/x", "é/x", "\u{7f}"];
 
+    fn entry(name: &str, revision: u64) -> Arc<Entry<()>> {
+        Arc::new(Entry {
+            key: Key::new("space", name),
+            revision: Revision(revision),
+            bytes: Bytes::new(),
+            meta: (),
+        })
+    }
+
+    #[test]
+    fn a_space_tells_what_is_other_than_before() {
+        let mut state = Snapshot::empty();
+        let mut told: BTreeMap<String, u64> = BTreeMap::new();
+        let mut known = BTreeMap::new();
+        let mut seen = Space::default();
+        // Enough names for a tree of several floors, whose nodes are split and joined.
+        for step in 1..6_000_u64 {
+            let name = format!("{:03}", (step * 7919) % 997);
+            state.set_revision(Revision(step));
+            if step % 3 == 0 {
+                state.remove(&Key::new("space", name.as_str()));
+                known.remove(&name);
+            } else {
+                state.insert(entry(&name, step));
+                known.insert(name, step);
+            }
+            if step % 17 != 0 {
+                continue;
+            }
+            let now = state.space("space");
+            let mut count = 0;
+            for difference in now.since(&seen) {
+                count += 1;
+                match difference {
+                    Difference::Put(entry) => {
+                        let was = told.insert(entry.key.name.to_string(), entry.revision.0);
+                        assert_ne!(was, Some(entry.revision.0), "told without need");
+                    }
+                    Difference::Gone(entry) => {
+                        let was = told.remove(&*entry.key.name);
+                        assert_eq!(was, Some(entry.revision.0));
+                    }
+                }
+            }
+            assert!(count <= 17, "{count}");
+            assert_eq!(told, known, "at {step}");
+            seen = now;
+        }
+        assert_eq!(state.space("other").since(&Space::default()).count(), 0);
+    }
+
     #[test]
     fn a_range_holds_what_begins_with_the_prefix_and_comes_after() {
         let mut state = Snapshot::empty();
         for (index, name) in NAMES.into_iter().enumerate() {
-            state.insert(Arc::new(Entry {
-                key: Key::new("space", name),
-                revision: Revision(index as u64),
-                bytes: Bytes::new(),
-                meta: (),
-            }));
+            state.insert(entry(name, index as u64));
         }
         let mut sorted = NAMES;
         sorted.sort_unstable();

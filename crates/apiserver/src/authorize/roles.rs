@@ -1,15 +1,16 @@
 //! The built-in authorizer: nodes by what runs on them, everybody else by roles and bindings.
 //!
-//! The roles are read from the store into an [`access::Policy`] when they are first asked for, and
-//! again when the store says that one of them was written since. Nothing has to tell of the write:
-//! a request that is given up after its write was queued would not come to that.
+//! The roles are kept as an [`access::Policy`] that is brought up to what the store says when it is
+//! asked: what was written since is read, and nothing else. Nothing has to tell of a write: a
+//! request that is given up after its write was queued would not come to that.
 
 use std::sync::Arc;
 
-use access::{Policy, Rule, Subject, User};
+use access::{Place, Policy, Rule, Subject, User};
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use store::{Revision, Snapshot, Store};
+use store::{Difference, Snapshot, Space, Store};
 
 use super::node;
 use super::{Attributes, Authorizer, Decision, RuleList};
@@ -19,59 +20,109 @@ use crate::meta::Meta;
 /// The group whose objects make the policy.
 pub(crate) const GROUP: &str = "rbac.authorization.k8s.io";
 
-const SPACES: [&str; 4] = [
-    "clusterroles.rbac.authorization.k8s.io",
-    "clusterrolebindings.rbac.authorization.k8s.io",
-    "roles.rbac.authorization.k8s.io",
-    "rolebindings.rbac.authorization.k8s.io",
+/// What is stored in a space.
+#[derive(Clone, Copy)]
+enum Part {
+    Role,
+    Binding,
+}
+
+const SPACES: [(Part, &str); 4] = [
+    (Part::Role, "clusterroles.rbac.authorization.k8s.io"),
+    (Part::Role, "roles.rbac.authorization.k8s.io"),
+    (
+        Part::Binding,
+        "clusterrolebindings.rbac.authorization.k8s.io",
+    ),
+    (Part::Binding, "rolebindings.rbac.authorization.k8s.io"),
 ];
 
 /// The role that says what the agent of any node may do.
 const NODE_ROLE: &str = "system:node";
 
-/// The revision of each of [`SPACES`].
-type Written = [Revision; SPACES.len()];
+/// A policy and what it was made from.
+#[derive(Default)]
+struct Made {
+    policy: Arc<Policy>,
+    /// The states of [`SPACES`] that it follows from.
+    read: [Space<Meta>; SPACES.len()],
+}
 
-fn written(snapshot: &Snapshot<Meta>) -> Written {
-    SPACES.map(|space| snapshot.space_revision(space))
+impl Made {
+    /// Whether it knows all that was written before `snapshot`.
+    fn is_of(&self, snapshot: &Snapshot<Meta>) -> bool {
+        let mut read = SPACES.iter().zip(&self.read);
+        read.all(|((_, space), read)| read.written() >= snapshot.space_revision(space))
+    }
+
+    /// The same brought up to `snapshot`, which is not older.
+    fn followed_to(&self, snapshot: &Snapshot<Meta>) -> Made {
+        let mut policy = Policy::clone(&self.policy);
+        let read = SPACES.map(|(_, space)| snapshot.space(space));
+        for ((part, _), (now, before)) in SPACES.iter().zip(read.iter().zip(&self.read)) {
+            for difference in now.since(before) {
+                follow(&mut policy, *part, &difference);
+            }
+        }
+        Made {
+            policy: Arc::new(policy),
+            read,
+        }
+    }
+}
+
+fn follow(policy: &mut Policy, part: Part, difference: &Difference<'_, Meta>) {
+    let (Difference::Put(entry) | Difference::Gone(entry)) = difference;
+    let name = &*entry.key.name;
+    let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+    let place = Place::new(namespace, name);
+    match (part, difference) {
+        (Part::Role, Difference::Gone(_)) => policy.remove_role(&place),
+        (Part::Binding, Difference::Gone(_)) => policy.remove_binding(&place),
+        (_, Difference::Put(entry)) => {
+            // What cannot be read allows nothing.
+            let object: Value = serde_json::from_slice(&entry.bytes).unwrap_or_default();
+            match part {
+                Part::Role => policy.set_role(place, &object),
+                Part::Binding => policy.set_binding(place, &object),
+            }
+        }
+    }
 }
 
 /// Roles and bindings, as they are in the store.
 pub(crate) struct Roles {
     store: Store<Meta>,
-    /// The policy, and when the objects that made it were last written.
-    made: Mutex<Option<(Written, Arc<Policy>)>>,
+    made: ArcSwap<Made>,
+    /// Held by the one who makes the next policy; the others wait for that and make none.
+    turn: Mutex<()>,
 }
 
 impl Roles {
     pub(crate) fn new(store: Store<Meta>) -> Roles {
         Roles {
             store,
-            made: Mutex::default(),
+            made: ArcSwap::default(),
+            turn: Mutex::default(),
         }
     }
 
-    /// The policy as of now.
+    /// The policy as of now: it knows every write that was acknowledged before this was called.
     pub(crate) fn policy(&self) -> Arc<Policy> {
-        let mut made = self.made.lock();
-        // Taken under the lock, so that no older state replaces a newer one.
+        let made = self.made.load();
+        if made.is_of(&self.store.snapshot()) {
+            return made.policy.clone();
+        }
+        let _turn = self.turn.lock();
+        let made = self.made.load();
+        // Taken in turn, so that no older state replaces a newer one.
         let snapshot = self.store.snapshot();
-        let written = written(&snapshot);
-        if let Some((seen, policy)) = &*made
-            && *seen == written
-        {
-            return policy.clone();
+        if made.is_of(&snapshot) {
+            return made.policy.clone();
         }
-        let mut policy = Policy::default();
-        for space in SPACES {
-            for entry in snapshot.range(space, "", None, usize::MAX) {
-                if let Ok(object) = serde_json::from_slice::<Value>(&entry.bytes) {
-                    policy.add(&object);
-                }
-            }
-        }
-        let policy = Arc::new(policy);
-        *made = Some((written, policy.clone()));
+        let made = made.followed_to(&snapshot);
+        let policy = made.policy.clone();
+        self.made.store(Arc::new(made));
         policy
     }
 }
@@ -165,5 +216,91 @@ impl Authorizer for Roles {
             }
         }
         list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use store::{Body, Key, Options, Transaction};
+
+    use super::*;
+
+    async fn store() -> Store<Meta> {
+        let engine = Box::new(store::Memory);
+        let opened = Store::open(engine, crate::extract(), Options::default()).await;
+        opened.expect("memory opens")
+    }
+
+    /// Writes an object, or takes it out if there is none.
+    async fn set(store: &Store<Meta>, space: &str, name: &str, object: Option<Value>) {
+        let key = Key::new(space, name);
+        let write = match object {
+            Some(object) => Transaction::new().put(key, Body::plain(object.to_string())),
+            None if store.get(&key).is_none() => return,
+            None => Transaction::new().delete(key, Body::plain("{}")),
+        };
+        store.commit(write).await.expect("a commit");
+    }
+
+    fn role(verb: &str) -> Value {
+        json!({"rules": [{"verbs": [verb], "apiGroups": [""], "resources": ["pods"]}]})
+    }
+
+    #[tokio::test]
+    async fn only_what_was_written_is_read_again() {
+        let store = store().await;
+        let roles = Roles::new(store.clone());
+        let space = SPACES[0].1;
+        set(&store, space, "a", Some(role("get"))).await;
+        set(&store, space, "b", Some(role("get"))).await;
+        let place = |policy: &Policy, name: &str| {
+            let rules = policy.rules_of_role("ClusterRole", name, "");
+            rules.expect("a role").as_ptr()
+        };
+        let before = roles.policy();
+        set(&store, space, "b", Some(role("list"))).await;
+        let after = roles.policy();
+        assert_eq!(place(&before, "a"), place(&after, "a"));
+        assert_ne!(place(&before, "b"), place(&after, "b"));
+        set(&store, "configmaps", "x/y", Some(json!({}))).await;
+        assert!(Arc::ptr_eq(&after, &roles.policy()));
+    }
+
+    #[tokio::test]
+    async fn a_policy_that_followed_is_one_that_was_made_anew() {
+        let store = store().await;
+        let roles = Roles::new(store.clone());
+        let user = User {
+            name: "u",
+            groups: &["g".to_owned()],
+        };
+        for step in 0..400_usize {
+            let (_, space) = SPACES[step * 7 % SPACES.len()];
+            let (number, other) = (step * 11 % 13, step % 5);
+            let name = if space.starts_with("cluster") {
+                format!("n{number}")
+            } else {
+                format!("t/n{number}")
+            };
+            let object = match step % 3 {
+                0 => None,
+                _ if space.contains("bindings") => Some(json!({
+                    "roleRef": {"kind": if step % 2 == 0 { "Role" } else { "ClusterRole" }, "name": format!("n{other}")},
+                    "subjects": [{"kind": "User", "name": "u"}, {"kind": "Group", "name": "g"}],
+                })),
+                _ => Some(role(&format!("v{step}"))),
+            };
+            set(&store, space, &name, object).await;
+            if step % 4 == 1 {
+                continue;
+            }
+            let (followed, anew) = (roles.policy(), Roles::new(store.clone()).policy());
+            for namespace in ["", "t", "other"] {
+                let rules = followed.rules_of(&user, namespace);
+                assert_eq!(rules, anew.rules_of(&user, namespace), "at {step}");
+            }
+        }
+        let rules = roles.policy().rules_of(&user, "t").len();
+        assert!(rules > 3, "{rules}");
     }
 }
