@@ -107,7 +107,8 @@ pub struct DownArguments {
     /// Which instance.
     #[command(flatten)]
     pub settings: SettingsArguments,
-    /// Seconds that containers have to end by themselves before they are killed
+    /// Seconds that a pod has at most to end by itself; a shorter grace period of its own counts,
+    /// and 0 kills everything at once
     #[arg(short, long, value_name = "SECONDS", default_value_t = 10)]
     pub timeout: u16,
 }

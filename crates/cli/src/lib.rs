@@ -34,9 +34,9 @@ pub trait Program {
     /// Is the server, in the foreground, until it is told to stop.
     fn serve(&self, config: Config) -> anyhow::Result<()>;
     /// Ends what an earlier server left running, without a server: containers, links, rules, cgroups.
-    /// Containers are told to end, and killed if they have not after `grace`.
+    /// Pods end as they asked to, but no later than after `limit`; zero kills them at once.
     /// Whether there were containers.
-    fn tear_down(&self, config: &Config, lock: &Lock, grace: Duration) -> anyhow::Result<bool>;
+    fn tear_down(&self, config: &Config, lock: &Lock, limit: Duration) -> anyhow::Result<bool>;
 }
 
 /// What this program is.

@@ -50,10 +50,12 @@ mod resources;
 mod rotate;
 mod sandbox;
 mod security;
+mod shutdown;
 mod sources;
 mod start;
 mod status;
 mod steps;
+mod stop;
 mod sweep;
 mod termination;
 mod tokens;
@@ -84,6 +86,7 @@ use crate::sources::Sources;
 use crate::tokens::Tokens;
 
 pub use register::RegisterError;
+pub use shutdown::end_pods;
 
 /// What a node has for its pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::handler;
-use crate::hooks;
+use crate::hooks::HookError;
 use crate::local::Busy;
 use crate::mounts::SUB_PATHS;
 use crate::observed::Attempt;
@@ -24,12 +24,11 @@ use crate::sandbox;
 use crate::sources::SourceKey;
 use crate::start::{self, Cause, Order, Refusal, Started};
 use crate::status::Waiting;
+use crate::stop::{Stop, pre_stop};
 use crate::unsupported::{self, Obstacle};
 use crate::volumes::Places;
 use crate::worker::{Done, Job, Mode, Worker};
 
-/// A container has at least this long to end after its preStop hook took its time.
-const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
 /// First and longest wait before a missing image is looked for again.
 const IMAGE_WAIT_MIN: SignedDuration = SignedDuration::from_secs(10);
 const IMAGE_WAIT_MAX: SignedDuration = SignedDuration::from_secs(300);
@@ -519,7 +518,7 @@ async fn delete(context: &Context, pod: &Pod) -> Result<(), kube::Error> {
     }
 }
 
-/// The preStop hook, then the stop signal, then the kill: all by the deadline.
+/// Ends a container by the deadline, and tells of what goes wrong.
 async fn stop(
     context: &Context,
     pod: &Pod,
@@ -530,36 +529,22 @@ async fn stop(
     with_hook: bool,
 ) {
     let container = &member.container;
-    let hook = container
-        .lifecycle
-        .as_ref()
-        .and_then(|lifecycle| lifecycle.pre_stop.as_ref())
-        .filter(|_| with_hook && attempt.is_running());
-    let mut grace = deadline.saturating_duration_since(Instant::now());
-    if let Some(hook) = hook {
-        let run = hooks::run(&*context.engine, &attempt.id, container, address, hook);
-        if let Ok(Err(error)) = tokio::time::timeout(grace, run).await {
-            tracing::info!(%error, pod = pod::formatted(pod), container = container.name, "preStop hook failed");
-            context.event(
-                pod,
-                Some(member),
-                EventType::Warning,
-                "FailedPreStopHook",
-                "PreStopHook failed",
-            );
-        }
-        grace = deadline
-            .saturating_duration_since(Instant::now())
-            .max(GRACE_AFTER_HOOK);
-    }
-    if let Err(error) = context.engine.stop_container(&attempt.id, grace).await {
-        let message = format!("error killing pod: {error}");
-        context.event(
-            pod,
-            Some(member),
-            EventType::Warning,
-            "FailedKillPod",
-            message,
-        );
+    let warn = |reason, message: &str| {
+        context.event(pod, Some(member), EventType::Warning, reason, message);
+    };
+    let stop = Stop {
+        engine: &*context.engine,
+        id: &attempt.id,
+        container,
+        address,
+        deadline,
+    };
+    let hook = pre_stop(container).filter(|_| with_hook && attempt.is_running());
+    let complain = |error: HookError| {
+        tracing::info!(%error, pod = pod::formatted(pod), container = container.name, "preStop hook failed");
+        warn("FailedPreStopHook", "PreStopHook failed");
+    };
+    if let Err(error) = stop.run(hook, complain).await {
+        warn("FailedKillPod", &format!("error killing pod: {error}"));
     }
 }

@@ -90,7 +90,7 @@ async fn ready(State(server): State<Arc<Server>>) -> Json<Status> {
 
 #[derive(Deserialize)]
 struct DownQuery {
-    /// Seconds.
+    /// Seconds that a pod may take to end at most.
     grace: u64,
 }
 

@@ -63,10 +63,10 @@ impl Program for Wharf {
         }
     }
 
-    fn tear_down(&self, config: &Config, _lock: &Lock, grace: Duration) -> anyhow::Result<bool> {
+    fn tear_down(&self, config: &Config, _lock: &Lock, limit: Duration) -> anyhow::Result<bool> {
         runtime()?.block_on(async {
             let ground = parts::Ground::open_to_take_down(config).await?;
-            ground.take_down(grace).await
+            ground.take_down(limit).await
         })
     }
 }

@@ -1,12 +1,13 @@
 //! The ground floor of an instance, opened in the order in which things need each other.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use cli::Config;
-use engine::{ContainerState, Engine, LocalEngine, SandboxStatus};
+use engine::{Engine, LocalEngine};
 use futures::StreamExt;
 use image::Images;
 use network::Network;
@@ -25,6 +26,8 @@ pub(crate) struct Ground {
     pub(crate) engine: Arc<LocalEngine>,
     /// Where the volumes of pods are.
     pods_dir: PathBuf,
+    /// Of pods on the machine's network.
+    host_ip: IpAddr,
 }
 
 impl Ground {
@@ -65,17 +68,18 @@ impl Ground {
             network,
             engine: Arc::new(engine),
             pods_dir: data_dir.join("pods"),
+            host_ip: Addresses::of(config).node.into(),
         })
     }
 
     /// Ends every container and takes links, rules and cgroups away. What is stored stays.
-    /// Containers are told to end, and killed if they have not after `grace`.
+    /// Pods end as they asked to, but no later than after `limit`; zero kills them at once.
     /// Whether there were containers.
-    pub(crate) async fn take_down(&self, grace: Duration) -> anyhow::Result<bool> {
-        let sandboxes = self.engine.sandboxes().await;
-        if !grace.is_zero() {
-            self.stop_containers(&sandboxes, grace).await;
+    pub(crate) async fn take_down(&self, limit: Duration) -> anyhow::Result<bool> {
+        if !limit.is_zero() {
+            node::end_pods(&*self.engine, self.host_ip, limit).await;
         }
+        let sandboxes = self.engine.sandboxes().await;
         let removed: Vec<_> = futures::stream::iter(sandboxes)
             .map(|sandbox| async move {
                 tokio::time::timeout(TIMEOUT_REMOVE, self.engine.remove_sandbox(&sandbox.id))
@@ -100,21 +104,6 @@ impl Ground {
             .await
             .context("remove the network")?;
         Ok(any)
-    }
-
-    /// Lets all containers end by themselves, side by side.
-    async fn stop_containers(&self, sandboxes: &[SandboxStatus], grace: Duration) {
-        let containers = sandboxes.iter().flat_map(|sandbox| &sandbox.containers);
-        let running = containers
-            .filter(|container| matches!(container.state, ContainerState::Running { .. }));
-        futures::stream::iter(running)
-            .for_each_concurrent(None, |container| async move {
-                // Whatever it is that does not stop is killed with its sandbox.
-                if let Err(error) = self.engine.stop_container(&container.id, grace).await {
-                    tracing::warn!("stop container {}: {error}", container.id.0);
-                }
-            })
-            .await;
     }
 }
 

@@ -185,13 +185,13 @@ impl Server {
 
     /// Ends the workers, every container, link, rule and cgroup; then lets the server end, whatever
     /// came of it. Once begun it goes on, also if nobody waits for it any more; who asks again waits
-    /// for the same. Containers are killed if they have not ended after `grace`.
-    pub(crate) async fn take_down(self: &Arc<Self>, grace: Duration) -> Result<(), String> {
+    /// for the same. Pods end as they asked to, but no later than after `limit`.
+    pub(crate) async fn take_down(self: &Arc<Self>, limit: Duration) -> Result<(), String> {
         let taking_down = self.taking_down.get_or_init(|| {
             let server = self.clone();
             let task = tokio::spawn(async move {
                 server.stop_workers().await;
-                let result = server.ground.take_down(grace).await;
+                let result = server.ground.take_down(limit).await;
                 server.end.signal();
                 result.map(drop)
             });

@@ -125,7 +125,13 @@ async fn start(
         ready: &ready,
     };
     parts.start_controllers();
-    parts.start_gateway().await?;
+    let name_server = parts.start_gateway().await?;
+    // As long as the API: preStop hooks ask for names when the gateway has ended already.
+    let until = ended.clone();
+    fronts.spawn(async move {
+        until.signaled().await;
+        name_server.close().await;
+    });
     let agent = parts.start_node(&node).await?;
 
     let nodes = informers.of::<Node>();
@@ -189,7 +195,7 @@ impl Parts<'_> {
     }
 
     /// The name server, its Service, the API's Service, and the loop that programs them.
-    async fn start_gateway(&self) -> anyhow::Result<()> {
+    async fn start_gateway(&self) -> anyhow::Result<dns::Server> {
         let block = self.ready.block("network");
         let inside = self.addresses.node_in_pod_range;
         let zone = dns::Zone::new(CLUSTER_DOMAIN)?;
@@ -220,10 +226,9 @@ impl Parts<'_> {
             self.drain.clone(),
         );
         self.tasks.spawn(async move {
-            gateway::run(informers, network, zone, config, block, drain).await;
-            server.close().await;
+            gateway::run(informers, network, zone, config, block, drain).await
         });
-        Ok(())
+        Ok(server)
     }
 
     async fn start_node(&self, node: &LocalNode) -> anyhow::Result<node::Agent> {

@@ -16,9 +16,9 @@ use crate::{Config, Program};
 /// For the server to end when its containers have.
 const TIMEOUT_EXIT: Duration = Duration::from_secs(60);
 
-pub(super) fn run(program: &dyn Program, config: &Config, grace: Duration) -> anyhow::Result<()> {
+pub(super) fn run(program: &dyn Program, config: &Config, limit: Duration) -> anyhow::Result<()> {
     require_root("stop the cluster")?;
-    if stop(program, config, grace)? {
+    if stop(program, config, limit)? {
         say!(
             "Stopped. What is stored stays in {}; `wharf up` goes on with it.",
             config.instance.data_dir.display()
@@ -29,12 +29,12 @@ pub(super) fn run(program: &dyn Program, config: &Config, grace: Duration) -> an
     Ok(())
 }
 
-/// Stops everything; whether there was anything to stop. Containers are told to end, and killed if
-/// they have not after `grace`.
+/// Stops everything; whether there was anything to stop. Pods end as they asked to, but no later than
+/// after `limit`.
 pub(super) fn stop(
     program: &dyn Program,
     config: &Config,
-    grace: Duration,
+    limit: Duration,
 ) -> anyhow::Result<bool> {
     if !config.instance.data_dir.exists() {
         return Ok(false);
@@ -42,7 +42,7 @@ pub(super) fn stop(
     let running = match block_on(ask_or_lock::<Status>(
         &config.instance,
         Method::POST,
-        &format!("/down?grace={}", grace.as_secs()),
+        &format!("/down?grace={}", limit.as_secs()),
     ))? {
         Presence::Answered(status) => match status.pid {
             Some(pid) => {
@@ -52,7 +52,7 @@ pub(super) fn stop(
             None => bail!("the server did not say which process it is"),
         },
         // No server: it was killed, perhaps, and its containers went on.
-        Presence::Nobody(lock) => program.tear_down(config, &lock, grace)?,
+        Presence::Nobody(lock) => program.tear_down(config, &lock, limit)?,
     };
     Ok(running)
 }

@@ -36,6 +36,8 @@ struct State {
     flag: bool,
     /// What containers were given to end, the last one last.
     graces: Vec<Duration>,
+    /// Containers that were told to end, and commands that were executed in them, the last one last.
+    told: Vec<String>,
     /// Questions about all sandboxes are not answered.
     is_silent: bool,
     /// Those who keep the containers do not answer.
@@ -66,6 +68,13 @@ impl State {
             .flat_map(|sandbox| &mut sandbox.containers)
             .find(|container| container.id == *id)
             .ok_or_else(|| Error::ContainerNotFound(id.clone()))
+    }
+
+    fn note(&mut self, id: &ContainerId, what: &str) {
+        if let Ok(container) = self.container(id) {
+            let line = format!("{}: {what}", container.spec.name);
+            self.told.push(line);
+        }
     }
 
     fn tell(&mut self, id: &ContainerId) {
@@ -175,6 +184,11 @@ impl FakeEngine {
     /// How long containers were given to end, in the order in which they were told to.
     pub(crate) fn graces(&self) -> Vec<Duration> {
         self.0.lock().graces.clone()
+    }
+
+    /// What was done to containers that run: `NAME: COMMAND` for each exec, `NAME: stop` for each stop.
+    pub(crate) fn told(&self) -> Vec<String> {
+        self.0.lock().told.clone()
     }
 
     pub(crate) fn sandbox_count(&self) -> usize {
@@ -365,8 +379,10 @@ impl Engine for FakeEngine {
     }
 
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
-        self.0.lock().graces.push(grace);
-        self.0.lock().exit(id, 0, None);
+        let mut state = self.0.lock();
+        state.graces.push(grace);
+        state.note(id, "stop");
+        state.exit(id, 0, None);
         Ok(())
     }
 
@@ -394,7 +410,8 @@ impl Engine for FakeEngine {
             .ok_or_else(|| Error::ContainerNotFound(id.clone()))
     }
 
-    async fn exec(&self, _id: &ContainerId, spec: ExecSpec) -> Result<Exec, Error> {
+    async fn exec(&self, id: &ContainerId, spec: ExecSpec) -> Result<Exec, Error> {
+        self.0.lock().note(id, &spec.argv.join(" "));
         let words: Vec<&str> = spec.argv.iter().map(String::as_str).collect();
         let (stdin, mut from_client) = tokio::io::duplex(1024);
         let (mut to_client, stdout) = tokio::io::duplex(1024);

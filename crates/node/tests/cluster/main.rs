@@ -4,6 +4,7 @@ mod fake_engine;
 mod lifecycle_of_pods;
 mod node_status;
 mod remains;
+mod shutdown;
 mod streaming;
 mod unsupported;
 mod volumes;
