@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::cgroup::{CgroupError, Cgroups};
 use crate::descriptors;
+use crate::program;
 use crate::protocol::{
     Answer, Call, Event, FrameTooLong, Message, Refusal, Request, frame, take_frame,
 };
@@ -274,7 +275,10 @@ impl Keeper {
             program: program.to_owned(),
             source,
         };
-        let mut child = tokio::process::Command::new(program)
+        let file = program::open_read_only(program).map_err(spawn_failed)?;
+        // The descriptor is closed by the exec, after the name has been looked up.
+        let mut child = tokio::process::Command::new(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .arg0(program)
             .arg(crate::KEEPER_ARGUMENT)
             .arg(directory)
             .env_clear()

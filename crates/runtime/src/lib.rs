@@ -21,6 +21,7 @@ pub mod cgroup;
 mod client;
 mod descriptors;
 mod keeper;
+mod program;
 mod protocol;
 mod record;
 mod seccomp;

@@ -127,17 +127,23 @@ impl House {
         }
     }
 
-    /// Everything must be gone: processes, cgroups, mounts.
-    pub(crate) fn left_empty(self) {
+    /// Waits until nothing runs that was started here.
+    pub(crate) fn end_of_keepers(&self) {
         let cgroups = Cgroups::detect().expect("there are cgroups");
-        let left = cgroups.children(&format!("{}/pods", self.cgroup));
-        assert!(left.is_empty(), "cgroups left: {left:?}");
         // A keeper's last act is to end; nobody is told when it has.
         let begun = std::time::Instant::now();
         while !cgroups.processes(&self.cgroup).is_empty() {
             assert!(begun.elapsed().as_secs() < 10, "keepers are left");
             std::thread::yield_now();
         }
+    }
+
+    /// Everything must be gone: processes, cgroups, mounts.
+    pub(crate) fn left_empty(self) {
+        let cgroups = Cgroups::detect().expect("there are cgroups");
+        let left = cgroups.children(&format!("{}/pods", self.cgroup));
+        assert!(left.is_empty(), "cgroups left: {left:?}");
+        self.end_of_keepers();
         cgroups.remove(&self.cgroup).expect("nothing is in there");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("readable");
         let own = self.directory.path().display().to_string();

@@ -1,5 +1,7 @@
 //! What containers can see, use and do.
 
+use std::fs;
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use runtime::cgroup::Cgroups;
@@ -451,5 +453,35 @@ pub(crate) async fn cgroups_hold_and_count() {
     assert!(cgroups.usage(&cgroup).is_err());
     assert!(!sandbox.directory.join("containers/c.json").exists());
     sandbox.end().await;
+    house.left_empty();
+}
+
+/// A descriptor of it, as a container can get one, must be harmless also when the keeper has ended.
+pub(crate) async fn what_a_keeper_executes_is_never_written_to() {
+    let house = House::new();
+    let program = house.directory.path().join("program");
+    // By another process: a descriptor of ours for writing could be in a child of another test.
+    let copied = std::process::Command::new("/bin/busybox")
+        .arg("cp")
+        .args([&std::env::current_exe().expect("known"), &program])
+        .status();
+    assert!(copied.expect("busybox runs").success());
+    let before = fs::metadata(&program).expect("there").len();
+    let spec = house.spec("p");
+    let directory = house.directory.path().join("run/p");
+    let (keeper, _events) = runtime::Keeper::start(&program, &directory, spec)
+        .await
+        .expect("a keeper starts");
+    let executed = fs::File::open(format!("/proc/{}/exe", keeper.pid())).expect("opened");
+    assert_eq!(executed.metadata().expect("there").len(), before);
+    let write = || {
+        let name = format!("/proc/self/fd/{}", executed.as_raw_fd());
+        fs::OpenOptions::new().append(true).open(name)
+    };
+    write().expect_err("it is executed");
+    keeper.end().await.expect("ended");
+    house.end_of_keepers();
+    let refused = write().expect_err("nobody may ever");
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS), "{refused}");
     house.left_empty();
 }

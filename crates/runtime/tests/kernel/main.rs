@@ -48,6 +48,7 @@ const TESTS: &[Test] = tests![
     isolation::cgroups_hold_and_count,
     isolation::cgroups_cannot_be_changed_from_inside,
     isolation::executed_commands_are_scored_as_their_container,
+    isolation::what_a_keeper_executes_is_never_written_to,
 ];
 
 fn main() -> ExitCode {
