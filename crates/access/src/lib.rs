@@ -10,9 +10,11 @@ mod attributes;
 mod binding;
 mod bootstrap;
 mod policy;
+mod reconcile;
 mod rule;
 
 pub use attributes::{Attributes, Subject, User};
 pub use bootstrap::bootstrap;
 pub use policy::{Decision, Place, Policy};
+pub use reconcile::{Reconciled, reconcile};
 pub use rule::Rule;

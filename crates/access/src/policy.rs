@@ -15,8 +15,8 @@ const MASTERS: &str = "system:masters";
 
 /// Parts of rules that [`Policy::escalation`] names: what is longer nobody reads.
 const MISSING_MOST: usize = 64;
-/// Parts of rules that it looks at before it gives up and says no.
-const COMPARED_MOST: usize = 65_536;
+/// Parts of rules that are compared before one gives up and says that they are missing.
+pub(crate) const COMPARED_MOST: usize = 65_536;
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -134,15 +134,11 @@ impl Rule {
                 .all(|name| self.resource_names.contains(name))
     }
 
+    /// In upstream's order.
     fn atoms(&self) -> impl Iterator<Item = Rule> + '_ {
-        self.verbs.iter().flat_map(move |verb| {
-            let paths = self.non_resource_urls.iter().map(|path| Rule {
-                verbs: vec![verb.clone()],
-                non_resource_urls: vec![path.clone()],
-                ..Rule::default()
-            });
-            let things = self.api_groups.iter().flat_map(move |group| {
-                self.resources.iter().flat_map(move |resource| {
+        let things = self.api_groups.iter().flat_map(move |group| {
+            self.resources.iter().flat_map(move |resource| {
+                self.verbs.iter().flat_map(move |verb| {
                     self.name_lists().map(move |resource_names| Rule {
                         verbs: vec![verb.clone()],
                         api_groups: vec![group.clone()],
@@ -151,9 +147,16 @@ impl Rule {
                         ..Rule::default()
                     })
                 })
-            });
-            paths.chain(things)
-        })
+            })
+        });
+        let paths = self.non_resource_urls.iter().flat_map(move |path| {
+            self.verbs.iter().map(move |verb| Rule {
+                verbs: vec![verb.clone()],
+                non_resource_urls: vec![path.clone()],
+                ..Rule::default()
+            })
+        });
+        things.chain(paths)
     }
 
     /// The names that parts of this rule are restricted to: one for each, or none at all.

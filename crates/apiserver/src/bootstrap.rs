@@ -3,29 +3,35 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use access::Reconciled;
+use futures::future::try_join_all;
 use serde_json::{Value, json};
+use store::Entry;
 
 use crate::StartError;
 use crate::encode::metadata_str;
 use crate::handle::{Call, Core};
-use crate::options::{FieldValidation, WriteOptions};
+use crate::meta::Meta;
+use crate::options::{DeleteOptions, FieldValidation, WriteOptions};
 use crate::status::Failure;
-use crate::verbs::{body, change};
+use crate::verbs::delete::delete_object;
+use crate::verbs::{answer, body, change};
 
 /// The namespaces that upstream makes, in its order.
 const NAMESPACES: &[&str] = &["kube-system", "kube-public", "kube-node-lease", "default"];
 
-/// Writes the objects that are missing. Those that are there are left as they are.
+/// Writes the objects that are missing. Of those that are there, roles and bindings are brought up
+/// to what this program knows, as it may be newer than the one that wrote them; the others are left
+/// as they are.
 pub(crate) async fn write(core: &Arc<Core>) -> Result<(), StartError> {
     let namespaces = NAMESPACES
         .iter()
         .map(|name| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     ensure_all(core, namespaces).await?;
-    ensure_all(
-        core,
-        access::bootstrap().into_iter().chain(priority_classes()),
-    )
-    .await?;
+    ensure_all(core, priority_classes()).await?;
+    let roles = access::bootstrap();
+    // Side by side, so that the store commits them together.
+    try_join_all(roles.into_iter().map(|role| reconcile(core, role))).await?;
     if let Some(roles) = &core.roles {
         // So that the first request does not wait for it.
         roles.policy();
@@ -39,7 +45,7 @@ async fn ensure_all(
     core: &Arc<Core>,
     objects: impl Iterator<Item = Value>,
 ) -> Result<(), StartError> {
-    futures::future::try_join_all(objects.map(|object| ensure(core, object)))
+    try_join_all(objects.map(|object| ensure(core, object)))
         .await
         .map(drop)
 }
@@ -156,6 +162,49 @@ async fn ensure(core: &Arc<Core>, object: Value) -> Result<(), StartError> {
     create(&call, object)
         .await
         .map_err(|failure| failed(text, &failure))
+}
+
+/// Makes the role or binding, or gives the one that is there what it lacks.
+async fn reconcile(core: &Arc<Core>, wanted: Value) -> Result<(), StartError> {
+    let Some(call) = call_for(core, &wanted) else {
+        return Ok(());
+    };
+    let text = describe(&wanted);
+    let Some(entry) = core.store().get(&call.key()) else {
+        return create(&call, wanted)
+            .await
+            .map_err(|failure| failed(text, &failure));
+    };
+    if let Err(failure) = follow(&call, &entry, wanted).await {
+        // Whoever changed it can change it again; a cluster that does not start could not be mended.
+        let why = failure.message();
+        tracing::error!(object = text, why, "it is not brought up to date");
+    }
+    Ok(())
+}
+
+async fn follow(call: &Call, entry: &Entry<Meta>, wanted: Value) -> Result<(), Failure> {
+    let stored = answer::parse(call, entry)?;
+    match access::reconcile(&stored, &wanted) {
+        Reconciled::Unchanged => Ok(()),
+        Reconciled::Update(_) => {
+            let update = |old: &Value| match access::reconcile(old, &wanted) {
+                Reconciled::Update(new) => Ok(new),
+                Reconciled::Unchanged | Reconciled::Recreate => Ok(old.clone()),
+            };
+            change::update(call, &options(), None, update)
+                .await
+                .map(drop)
+        }
+        Reconciled::Recreate => {
+            let options = DeleteOptions {
+                uid: Some(metadata_str(&stored, "uid").to_owned()),
+                ..DeleteOptions::default()
+            };
+            delete_object(call, &options).await?;
+            create(call, wanted).await
+        }
+    }
 }
 
 /// Makes the object, or makes the one that is there equal to it.

@@ -1,5 +1,6 @@
 //! The server as its clients see it: a store in memory and `kube::Client`s, no sockets.
 
+mod bootstrap;
 mod boundaries;
 mod deletes;
 mod house;
