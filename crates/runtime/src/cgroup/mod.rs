@@ -64,6 +64,13 @@ pub enum CgroupError {
     Path(String),
 }
 
+impl CgroupError {
+    /// Whether the kernel still holds something in it, as it does for a moment after a process's end.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, CgroupError::File { source, .. } if source.kind() == io::ErrorKind::ResourceBusy)
+    }
+}
+
 /// Use of resources by one cgroup and all below it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
@@ -306,6 +313,22 @@ impl Cgroups {
     /// Removes a cgroup and all below it from every hierarchy. One that is gone is no error.
     /// The processes in it have ended; one that is just ending is waited for a moment.
     pub fn remove(&self, path: &str) -> Result<(), CgroupError> {
+        // A process that was killed leaves its cgroup a little after it stopped being visible, and
+        // the kernel tells nobody when on version 1.
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match self.try_remove(path) {
+                Err(error) if error.is_busy() && pause < Duration::from_millis(100) => {
+                    std::thread::sleep(pause);
+                    pause *= 2;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The same without waiting: [`CgroupError::is_busy`] if something is just ending.
+    pub(crate) fn try_remove(&self, path: &str) -> Result<(), CgroupError> {
         check_path(path)?;
         let mut first = None;
         for directory in self.directories(path) {
@@ -449,7 +472,9 @@ fn for_each_below(directory: &Path, visit: &mut dyn FnMut(&Path)) {
 fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
     let mut failed = None;
     for_each_below(directory, &mut |directory| {
-        if let Err(source) = remove_directory(directory) {
+        if let Err(source) = fs::remove_dir(directory)
+            && source.kind() != io::ErrorKind::NotFound
+        {
             failed.get_or_insert(CgroupError::File {
                 step: "remove cgroup",
                 path: directory.to_owned(),
@@ -458,25 +483,6 @@ fn remove_tree(directory: &Path) -> Result<(), CgroupError> {
         }
     });
     failed.map_or(Ok(()), Err)
-}
-
-fn remove_directory(directory: &Path) -> io::Result<()> {
-    // A process that was killed leaves its cgroup a little after it stopped being visible, and the
-    // kernel tells nobody when on version 1.
-    let mut pause = Duration::from_micros(200);
-    loop {
-        match fs::remove_dir(directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY)
-                    && pause < Duration::from_millis(100) =>
-            {
-                std::thread::sleep(pause);
-                pause *= 2;
-            }
-            result => return result,
-        }
-    }
 }
 
 #[cfg(test)]

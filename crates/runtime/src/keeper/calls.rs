@@ -119,9 +119,8 @@ impl Keeper {
             let message = format!("container {container} is running; stop it first");
             return Err(Refusal::new(RefusalKind::WrongState, message));
         }
-        self.cgroups
-            .remove(&one.record.spec.cgroup)
-            .map_err(|error| Refusal::new(RefusalKind::Machine, error.to_string()))?;
+        let cgroup = one.record.spec.cgroup.clone();
+        self.leftovers.remove(&self.cgroups, cgroup);
         let directory = self.directory.join("containers");
         match fs::remove_dir_all(directory.join(container)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

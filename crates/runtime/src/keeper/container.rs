@@ -47,6 +47,7 @@ pub(super) struct Launching {
     pub(super) failure: Option<Refusal>,
     /// What libcontainer logged first.
     pub(super) cause: Option<String>,
+    pub(super) begun: Instant,
     pub(super) deadline: Instant,
 }
 

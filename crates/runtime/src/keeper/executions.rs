@@ -1,6 +1,7 @@
 //! Commands that run in containers on a daemon's behalf.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -8,7 +9,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::calls::{kill, not_running};
 use super::container::{machine, null};
 use super::exec::{self, execute};
-use super::lives::Exit;
+use super::exits::Exit;
 use super::process::{Heard, Report, Reports, Side, fork, report_channel};
 use super::{Keeper, forget_peers};
 use crate::protocol::{Answer, Event, Refusal, RefusalKind};
@@ -29,6 +30,7 @@ pub(super) struct Execution {
 
 #[derive(Debug)]
 struct Starting {
+    begun: Instant,
     request: u64,
     reports: Reports,
     failure: Option<Refusal>,
@@ -40,6 +42,11 @@ struct Starting {
 impl Execution {
     pub(super) fn reports(&self) -> Option<&Reports> {
         self.starting.as_ref().map(|starting| &starting.reports)
+    }
+
+    /// When it was begun, until it has been executed.
+    pub(super) fn begun(&self) -> Option<Instant> {
+        self.starting.as_ref().map(|starting| starting.begun)
     }
 }
 
@@ -74,6 +81,7 @@ impl Keeper {
         let streams = open_streams(&spec).map_err(|error| machine("make a pipe", &error.into()))?;
         let prepare = |error| machine(&format!("execute in container {container}"), &error);
         let (reports, reporter) = report_channel().map_err(prepare)?;
+        let begun = Instant::now();
         match fork().map_err(prepare)? {
             Side::Child => {
                 drop((reports, streams.far));
@@ -92,6 +100,7 @@ impl Keeper {
                 let execution = Execution {
                     connection,
                     starting: Some(Starting {
+                        begun,
                         request,
                         reports,
                         failure: None,
@@ -126,7 +135,8 @@ impl Keeper {
                 Heard::Report(Report::Terminal, terminal) => starting.far_ends.extend(terminal),
                 Heard::Report(Report::Process { pid }, _) => {
                     execution.pid = Some(pid);
-                    self.settle_unknown_exit(pid);
+                    let begun = starting.begun;
+                    self.settle_unknown_exit(pid, begun);
                 }
             }
         }

@@ -7,6 +7,8 @@ use rustix::process::{WaitOptions, wait};
 
 use super::calls::kill;
 use super::container::{Launching, machine};
+use super::executions::Execution;
+use super::exits::Exit;
 use super::launch::{Launch, launch};
 use super::process::{Heard, Report, Side, fork, report_channel};
 use super::{GRACE, Keeper, complain, forget_peers};
@@ -16,17 +18,6 @@ use crate::spec::ContainerState;
 
 /// Longer than any disk should take.
 const TIMEOUT_LAUNCH: Duration = Duration::from_secs(120);
-
-/// Children that ended unreported; more than one start can have at a time.
-const UNKNOWN_EXITS_MAX: usize = 4096;
-
-/// How a process ended.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Exit {
-    /// 128 + signal for one that was killed.
-    pub(super) code: i32,
-    signal: Option<i32>,
-}
 
 impl Keeper {
     /// Begins a start; it is over when the launcher's reports end.
@@ -57,6 +48,7 @@ impl Keeper {
             .processes
             .as_ref()
             .map(|processes| format!("/proc/{}/ns/pid", processes.pid));
+        let begun = Instant::now();
         match fork().map_err(prepare)? {
             Side::Child => {
                 drop(reports);
@@ -80,7 +72,8 @@ impl Keeper {
                     reports,
                     failure: None,
                     cause: None,
-                    deadline: Instant::now() + TIMEOUT_LAUNCH,
+                    begun,
+                    deadline: begun + TIMEOUT_LAUNCH,
                 });
                 Ok(())
             }
@@ -117,8 +110,9 @@ impl Keeper {
                         pid,
                         started_at: Timestamp::now(),
                     };
+                    let begun = launching.begun;
                     self.keep_record(number);
-                    self.settle_unknown_exit(pid);
+                    self.settle_unknown_exit(pid, begun);
                 }
             }
         }
@@ -186,9 +180,7 @@ impl Keeper {
         // libcontainer removes its cgroup on failure, but not if it was killed.
         let cgroup = one.record.spec.cgroup.clone();
         self.cgroups.kill(&cgroup);
-        if let Err(error) = self.cgroups.remove(&cgroup) {
-            complain(&error);
-        }
+        self.leftovers.remove(&self.cgroups, cgroup);
         self.keep_record(number);
     }
 
@@ -254,11 +246,8 @@ impl Keeper {
             .find(|(_, one)| one.record.state.pid() == Some(pid));
         if let Some((&number, _)) = container {
             self.ended(number, exit);
-        } else if !self.execution_ended(pid, exit)
-            && self.is_starting()
-            && self.unknown_exits.len() < UNKNOWN_EXITS_MAX
-        {
-            self.unknown_exits.push((pid, exit));
+        } else if !self.execution_ended(pid, exit) && self.first_start().is_some() {
+            self.unknown_exits.note(pid, exit, Instant::now());
         }
         if self.kills_everything() {
             kill_children();
@@ -271,23 +260,26 @@ impl Keeper {
         self.ending.as_ref().is_some_and(asked)
     }
 
-    /// Whether a process may have ended before its number was reported.
-    fn is_starting(&self) -> bool {
-        self.containers.values().any(|one| one.launch.is_some())
-            || self.executions.values().any(|one| one.reports().is_some())
+    /// When the oldest of the starts began whose processes' numbers may not have been reported yet.
+    fn first_start(&self) -> Option<Instant> {
+        let launches = self
+            .containers
+            .values()
+            .filter_map(|one| one.launch.as_ref());
+        let executions = self.executions.values().filter_map(Execution::begun);
+        launches.map(|launch| launch.begun).chain(executions).min()
     }
 
-    pub(super) fn settle_unknown_exit(&mut self, pid: i32) {
-        if let Some(at) = self.unknown_exits.iter().position(|(one, _)| *one == pid) {
-            let (pid, exit) = self.unknown_exits.swap_remove(at);
+    /// The number of a process became known whose start began then: it may have ended already.
+    pub(super) fn settle_unknown_exit(&mut self, pid: i32, begun: Instant) {
+        if let Some(exit) = self.unknown_exits.take(pid, begun) {
             self.reaped(pid, exit);
         }
     }
 
     pub(super) fn forget_unknown_exits(&mut self) {
-        if !self.is_starting() {
-            self.unknown_exits.clear();
-        }
+        let first = self.first_start();
+        self.unknown_exits.forget_before(first);
     }
 
     /// A container's process has ended, and with it the container.
@@ -322,9 +314,7 @@ impl Keeper {
         if !is_launching {
             self.announce(number);
         }
-        if let Err(error) = self.cgroups.remove(&cgroup) {
-            complain(&error);
-        }
+        self.leftovers.remove(&self.cgroups, cgroup);
     }
 
     fn keep_record(&self, number: u64) {

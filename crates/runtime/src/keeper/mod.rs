@@ -20,8 +20,10 @@ mod container;
 mod dial;
 mod exec;
 mod executions;
+mod exits;
 mod hierarchies;
 mod launch;
+mod leftovers;
 mod lives;
 mod log;
 mod memory;
@@ -45,11 +47,14 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
+use rustix::io::Errno;
 
 use self::connection::Connection;
 use self::container::Container;
 use self::dial::{Dial, Progress};
 use self::executions::Execution;
+use self::exits::UnknownExits;
+use self::leftovers::Leftovers;
 use self::memory::SharedMemory;
 use self::process::{Side, fork};
 use self::processes::Processes;
@@ -62,6 +67,9 @@ const CONNECTIONS_MAX: usize = 16;
 
 /// How long containers may take to end when the machine goes down, as under Docker.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Until a connection is accepted that could not be, for want of descriptors or memory.
+const PAUSE_ACCEPT: Duration = Duration::from_millis(250);
 
 /// Bytes read at once from anything.
 const BUFFER: usize = 32 << 10;
@@ -189,13 +197,16 @@ fn begin(directory: &Path) -> Result<Option<Keeper>, StartError> {
         processes,
         memory,
         listener,
+        deaf: None,
+        accept_fails: false,
         signals,
         watch,
         connections: BTreeMap::new(),
         containers: BTreeMap::new(),
         executions: BTreeMap::new(),
         dials: Vec::new(),
-        unknown_exits: Vec::new(),
+        unknown_exits: UnknownExits::default(),
+        leftovers: Leftovers::default(),
         ending: None,
         patience: None,
         abandoned: false,
@@ -248,6 +259,10 @@ struct Keeper {
     processes: Option<Processes>,
     memory: Option<SharedMemory>,
     listener: OwnedFd,
+    /// It could not be listened to, for want of descriptors or memory, and is left alone until then.
+    deaf: Option<Instant>,
+    /// A connection could not be accepted; said once until one can be again.
+    accept_fails: bool,
     signals: SignalFd,
     watch: OwnedFd,
     connections: BTreeMap<u64, Connection>,
@@ -255,7 +270,8 @@ struct Keeper {
     executions: BTreeMap<u64, Execution>,
     dials: Vec<Dial>,
     /// Children that ended before their number was reported, while something is being started.
-    unknown_exits: Vec<(i32, lives::Exit)>,
+    unknown_exits: UnknownExits,
+    leftovers: Leftovers,
     /// Asked to end, by these requests of these connections.
     ending: Option<Vec<(u64, u64)>>,
     /// Containers have been asked to end, and are killed then.
@@ -309,7 +325,9 @@ impl Keeper {
             sources.push(source);
             asked.push(PollFd::from_borrowed_fd(descriptor, flags));
         };
-        ask(Source::Listener, self.listener.as_fd(), PollFlags::IN);
+        if self.deaf.is_none() {
+            ask(Source::Listener, self.listener.as_fd(), PollFlags::IN);
+        }
         if !self.abandoned {
             // It has said all it can say, and would say it again and again.
             ask(Source::Watch, self.watch.as_fd(), PollFlags::IN);
@@ -395,12 +413,21 @@ impl Keeper {
     }
 
     fn accept(&mut self) {
-        let Ok(socket) = rustix::net::accept_with(
-            &self.listener,
-            rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK,
-        ) else {
-            return;
+        let flags = rustix::net::SocketFlags::CLOEXEC | rustix::net::SocketFlags::NONBLOCK;
+        let socket = match rustix::net::accept_with(&self.listener, flags) {
+            Ok(socket) => socket,
+            // Whoever was there has gone.
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return,
+            Err(error) => {
+                if !std::mem::replace(&mut self.accept_fails, true) {
+                    complain(&format!("accept a connection: {error}"));
+                }
+                // It is still there, and poll would tell of it again and again.
+                self.deaf = Some(Instant::now() + PAUSE_ACCEPT);
+                return;
+            }
         };
+        self.accept_fails = false;
         let own = rustix::process::geteuid();
         let trusted = rustix::net::sockopt::socket_peercred(&socket)
             .is_ok_and(|peer| peer.uid == own || peer.uid.is_root());
@@ -464,6 +491,8 @@ impl Keeper {
         launches
             .chain(dials)
             .chain(clients)
+            .chain(self.leftovers.deadline())
+            .chain(self.deaf)
             .chain(self.patience)
             .min()
     }
@@ -482,6 +511,8 @@ impl Keeper {
             self.settle_dial(dial.connection, dial.request, progress);
         }
         self.expire_launches(now);
+        self.leftovers.expire(&self.cgroups, now);
+        self.deaf = self.deaf.filter(|end| *end > now);
         for container in self.containers.values_mut() {
             let count = container.clients.expire(now);
             if count > 0 {

@@ -225,6 +225,15 @@ impl Sandbox {
     }
 }
 
+/// Waits for what nothing tells of.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed().as_secs() < 10, "{what}: waited for in vain");
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+}
+
 pub(crate) fn code(state: &ContainerState) -> i32 {
     match state {
         ContainerState::Exited { code, .. } => *code,

@@ -1,5 +1,6 @@
 //! Starting, ending, and being found again.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use runtime::{
@@ -7,7 +8,7 @@ use runtime::{
     SandboxSpec,
 };
 
-use crate::house::{House, code};
+use crate::house::{House, code, until};
 
 pub(crate) async fn exit_codes_and_signals() {
     let house = House::new();
@@ -357,6 +358,85 @@ pub(crate) async fn who_is_frozen_can_be_killed() {
     assert_eq!(code(&sandbox.exit("killed").await), 137);
     sandbox.keeper.end().await.expect("ended");
     assert_eq!(code(&sandbox.exit("ended").await), 137);
+    house.left_empty();
+}
+
+/// Something holds a container's cgroup: the keeper goes on, and removes it when it can.
+pub(crate) async fn a_cgroup_that_is_held_is_removed_later() {
+    let house = House::new();
+    let mut sandbox = house.sandbox("a").await;
+    let spec = house.container(&sandbox, "c", &["sleep", "1000"]);
+    let cgroup = spec.cgroup.trim_start_matches('/').to_owned();
+    sandbox.start(spec).await;
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").expect("cgroups are mounted");
+    let places = hierarchies.map(|entry| entry.expect("listed").path());
+    let place = places
+        .chain(["/sys/fs/cgroup".into()])
+        .map(|hierarchy| hierarchy.join(&cgroup))
+        .find(|place| place.is_dir())
+        .expect("the container has a cgroup");
+    // What is mounted on cannot be removed, with the error that one with processes in it gives.
+    rustix::mount::mount_bind(&place, &place).expect("mounted");
+    sandbox
+        .keeper
+        .signal("c", libc::SIGKILL)
+        .await
+        .expect("killed");
+    sandbox.exit("c").await;
+    // It answers when it has done all that it does at the end of a container.
+    sandbox.keeper.list().await.expect("listed");
+    let flags = rustix::mount::UnmountFlags::DETACH;
+    rustix::mount::unmount(&place, flags).expect("unmounted");
+    until("the cgroup is removed", || !place.exists()).await;
+    sandbox.end().await;
+    house.left_empty();
+}
+
+/// A keeper that cannot accept a connection must not ask for it again and again.
+pub(crate) async fn a_keeper_without_descriptors_rests_and_comes_back() {
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    let pid = sandbox.keeper.pid();
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("listed");
+    let limit = |current: u64| {
+        let process = rustix::process::Pid::from_raw(pid);
+        let wanted = rustix::process::Rlimit {
+            current: Some(current),
+            ..rustix::process::getrlimit(rustix::process::Resource::Nofile)
+        };
+        rustix::process::prlimit(process, rustix::process::Resource::Nofile, wanted)
+            .expect("limited");
+    };
+    let highest = open.map(|entry| {
+        let name = entry.expect("listed").file_name();
+        name.to_str().and_then(|name| name.parse::<u64>().ok())
+    });
+    limit(highest.max().flatten().expect("some") + 1);
+    let socket = sandbox.directory.join("keeper.sock");
+    let waiting = std::os::unix::net::UnixStream::connect(&socket).expect("it listens");
+    let log = sandbox.directory.join("keeper.log");
+    until("it says so", || {
+        let said = fs::read_to_string(&log).unwrap_or_default();
+        said.contains("accept a connection: ")
+    })
+    .await;
+    let asleep = || {
+        let status = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        status.contains(") S ")
+    };
+    let mut times = 0;
+    until("it sleeps", || {
+        times = if asleep() { times + 1 } else { 0 };
+        times == 20
+    })
+    .await;
+    limit(1024);
+    drop(waiting);
+    let (keeper, _, _, _events) = Keeper::connect(&sandbox.directory)
+        .await
+        .expect("connected");
+    keeper.list().await.expect("it answers");
+    sandbox.end().await;
     house.left_empty();
 }
 

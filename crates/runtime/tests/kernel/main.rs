@@ -24,6 +24,8 @@ const TESTS: &[Test] = tests![
     lives::a_keeper_ends_when_its_directory_is_gone,
     lives::a_keeper_holds_nothing_of_its_starter_s_open,
     lives::who_is_frozen_can_be_killed,
+    lives::a_cgroup_that_is_held_is_removed_later,
+    lives::a_keeper_without_descriptors_rests_and_comes_back,
     lives::what_is_refused,
     lives::starting_is_quick_and_a_keeper_small,
     output::streams_and_partial_lines,
