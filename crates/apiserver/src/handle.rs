@@ -26,7 +26,7 @@ use crate::options::Accept;
 use crate::route::{Query, RequestInfo};
 use crate::status::{Failure, ResourceName};
 use crate::token::Tokens;
-use crate::verbs::list::Pages;
+use crate::verbs::pages::Pages;
 use crate::{
     Body, Config, StartError, discovery, health, openapi, review, subresources, verbs, views,
     websocket,
@@ -174,12 +174,13 @@ impl Core {
             })
             .collect();
         let openapi = openapi::Documents::new(&config.version.git_version);
+        let pages = Pages::new(config.store.revision());
         Ok(Core {
             config,
             authorizer,
             roles,
             tokens,
-            pages: Pages::default(),
+            pages,
             openapi,
             resources,
             by_kind,

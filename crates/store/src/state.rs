@@ -41,6 +41,36 @@ impl<M> Space<M> {
         self.written
     }
 
+    /// The entries whose names begin with `name_prefix`, beginning at `from`, in the order of their
+    /// names.
+    pub fn range<'a>(
+        &'a self,
+        name_prefix: &'a str,
+        from: Bound<&'a str>,
+    ) -> impl Iterator<Item = &'a Arc<Entry<M>>> {
+        let begin = match from {
+            Bound::Included(name) | Bound::Excluded(name) if name >= name_prefix => from,
+            _ => Bound::Included(name_prefix),
+        };
+        // Where the range has an end, no name has to be looked at.
+        let end = end_of(name_prefix);
+        let is_past_end = match (&end, begin) {
+            (Some(end), Bound::Included(name) | Bound::Excluded(name)) => name >= end.as_str(),
+            _ => false,
+        };
+        (!is_past_end)
+            .then(|| {
+                let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let is_bounded = end.is_some();
+                self.names
+                    .range::<_, str>((begin, to))
+                    .take_while(move |(name, _)| is_bounded || name.starts_with(name_prefix))
+            })
+            .into_iter()
+            .flatten()
+            .map(|(_, entry)| entry)
+    }
+
     /// What this state has that `earlier` had not, and the other way round, in the order of the
     /// names. What both share is passed over, so this costs about as much as there are differences,
     /// however large the space is.
@@ -121,29 +151,11 @@ impl<M> Snapshot<M> {
         after: Option<&'a str>,
         limit: usize,
     ) -> impl Iterator<Item = &'a Arc<Entry<M>>> {
-        let from = match after {
-            Some(after) if after >= name_prefix => Bound::Excluded(after),
-            _ => Bound::Included(name_prefix),
-        };
-        // Where the range has an end, no name has to be looked at.
-        let end = end_of(name_prefix);
-        let is_past_end = end
-            .as_deref()
-            .zip(after)
-            .is_some_and(|(end, after)| after >= end);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         self.spaces
             .get(space)
-            .filter(|_| !is_past_end)
             .into_iter()
-            .flat_map(move |space| {
-                let to = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-                let is_bounded = end.is_some();
-                space
-                    .names
-                    .range::<_, str>((from, to))
-                    .take_while(move |(name, _)| is_bounded || name.starts_with(name_prefix))
-            })
-            .map(|(_, entry)| entry)
+            .flat_map(move |space| space.range(name_prefix, from))
             .take(limit)
     }
 

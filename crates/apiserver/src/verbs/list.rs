@@ -1,24 +1,20 @@
 //! Reading many objects, page by page if asked.
 //!
 //! A list is the stored bytes of its items, joined. All pages of a paged list are read from the
-//! snapshot that the first page was read from: a snapshot costs nothing to keep but the objects
-//! that were changed since, so a bounded number of them is kept for a bounded time.
+//! state that the first page was read from.
 
-use std::collections::VecDeque;
+use std::ops::Bound;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
-use store::{Entry, Snapshot};
+use store::{Entry, Revision};
 
 use super::answer;
+use super::pages::{State, Token};
 use super::select::Selection;
 use crate::handle::Call;
 use crate::meta::Meta;
@@ -26,43 +22,8 @@ use crate::options::{ListOptions, Notation, Shown, Wanted};
 use crate::status::Failure;
 use crate::{encode, table};
 
-/// Snapshots kept for the next page; the oldest is dropped for a new one.
-const PAGED: usize = 64;
-/// How long the next page may be asked for; upstream compacts after five minutes.
-const PAGE_AGE: Duration = Duration::from_secs(300);
 /// Bytes of one frame of a list.
 const FRAME_BYTES: usize = 128 * 1024;
-
-/// Snapshots that lists were begun on.
-#[derive(Default)]
-pub(crate) struct Pages(Mutex<VecDeque<(Instant, Snapshot<Meta>)>>);
-
-impl Pages {
-    fn keep(&self, snapshot: &Snapshot<Meta>) {
-        let now = Instant::now();
-        let mut kept = self.0.lock();
-        kept.retain(|(since, _)| now.duration_since(*since) < PAGE_AGE);
-        if kept
-            .iter()
-            .any(|(_, known)| known.revision() == snapshot.revision())
-        {
-            return;
-        }
-        if kept.len() >= PAGED {
-            kept.pop_front();
-        }
-        kept.push_back((now, snapshot.clone()));
-    }
-
-    fn find(&self, revision: u64) -> Option<Snapshot<Meta>> {
-        let mut kept = self.0.lock();
-        let now = Instant::now();
-        kept.retain(|(since, _)| now.duration_since(*since) < PAGE_AGE);
-        kept.iter()
-            .find(|(_, known)| known.revision().0 == revision)
-            .map(|(_, known)| known.clone())
-    }
-}
 
 /// One page of objects.
 pub(crate) struct Page {
@@ -141,35 +102,28 @@ pub(crate) fn read(call: &Call, options: &ListOptions) -> Result<Page, Failure> 
         .as_deref()
         .map(Token::parse)
         .transpose()?;
-    let store = call.core.store();
-    let newest = store.snapshot();
-    let current = newest.revision().0;
-    let (snapshot, after) = match token {
+    let prefix = call.prefix();
+    let (state, from) = match token {
         Some(token) => {
-            let snapshot = match token.revision {
-                // The caller gave up consistency to go on.
-                None => newest,
-                Some(revision) if revision == current => newest,
-                Some(revision) => call
-                    .core
-                    .pages
-                    .find(revision)
-                    .ok_or_else(|| expired_token(&token.after))?,
-            };
-            (snapshot, Some(token.after))
+            if !matches!(options.wanted, Wanted::Newest | Wanted::Any) {
+                return Err(Failure::bad_request(
+                    "specifying resource version is not allowed when using continue",
+                ));
+            }
+            let from = format!("{prefix}{}", token.start());
+            (begun(call, &token)?, Some(from))
         }
-        None => (at(call, newest, options.wanted)?, None),
+        None => (at(call, options.wanted)?, None),
     };
     let limit = match (options.limit, options.wanted) {
         // Upstream answers these from a cache that does not page.
         (0, _) | (_, Wanted::Any) => usize::MAX,
         (limit, _) => limit,
     };
-    let prefix = call.prefix();
-    let space = &call.resource.space;
+    let from = from.as_deref().map_or(Bound::Unbounded, Bound::Included);
     let mut entries = Vec::new();
     let mut more = false;
-    for entry in snapshot.range(space, &prefix, after.as_deref(), usize::MAX) {
+    for entry in state.entries.range(&prefix, from) {
         if !selection.takes(&call.resource, entry) {
             continue;
         }
@@ -179,42 +133,68 @@ pub(crate) fn read(call: &Call, options: &ListOptions) -> Result<Page, Failure> 
         }
         entries.push(entry.clone());
     }
-    let revision = snapshot.revision().0;
-    let next = entries
-        .last()
-        .filter(|_| more)
-        .map(|last| Token::text(Some(revision), &last.key.name));
-    let remaining = (more && selection.is_all()).then(|| {
-        let last = entries.last().map(|last| last.key.name.clone());
-        snapshot
-            .range(space, &prefix, last.as_deref(), usize::MAX)
-            .count()
+    let last = entries.last().filter(|_| more);
+    let last = last.map(|last: &Arc<Entry<Meta>>| last.key.name.clone());
+    let next = last.as_deref().map(|last| {
+        call.core
+            .pages
+            .keep(&call.caller.name, &call.resource.space, &state);
+        let last = last.strip_prefix(&*prefix).unwrap_or(last);
+        Token::after(last, state.revision).text()
     });
-    if more {
-        call.core.pages.keep(&snapshot);
-    }
+    let remaining = last.as_deref().filter(|_| selection.is_all()).map(|last| {
+        let rest = state.entries.range(&prefix, Bound::Excluded(last));
+        rest.count()
+    });
     Ok(Page {
-        revision,
+        revision: state.revision.0,
         entries,
         next,
         remaining,
     })
 }
 
-/// The state at the revision that a list without a token wants.
-fn at(call: &Call, newest: Snapshot<Meta>, wanted: Wanted) -> Result<Snapshot<Meta>, Failure> {
-    let current = newest.revision().0;
+/// The state in which a list that goes on was begun.
+fn begun(call: &Call, token: &Token) -> Result<State, Failure> {
+    match token.revision {
+        // The caller gave up consistency to go on.
+        None => Ok(newest(call)),
+        Some(revision) => past(call, revision)?.ok_or_else(|| token.expired()),
+    }
+}
+
+/// The state that a list without a token wants.
+fn at(call: &Call, wanted: Wanted) -> Result<State, Failure> {
     match wanted {
-        Wanted::Newest | Wanted::Any => Ok(newest),
-        Wanted::NotOlderThan(revision) | Wanted::Exact(revision) if revision > current => {
-            Err(Failure::revision_too_large(revision, current))
+        Wanted::Newest | Wanted::Any => Ok(newest(call)),
+        Wanted::NotOlderThan(revision) => {
+            let newest = newest(call);
+            not_ahead(revision, newest.revision.0)?;
+            Ok(newest)
         }
-        Wanted::NotOlderThan(_) => Ok(newest),
-        Wanted::Exact(revision) if revision == current => Ok(newest),
-        Wanted::Exact(revision) => call.core.pages.find(revision).ok_or_else(|| {
+        Wanted::Exact(revision) => past(call, Revision(revision))?.ok_or_else(|| {
             Failure::expired("The resourceVersion for the provided list is too old.")
         }),
     }
+}
+
+fn newest(call: &Call) -> State {
+    State::of(&call.core.store().snapshot(), &call.resource.space)
+}
+
+/// The state at a revision, if it is known still.
+fn past(call: &Call, revision: Revision) -> Result<Option<State>, Failure> {
+    let newest = newest(call);
+    not_ahead(revision.0, newest.revision.0)?;
+    let (pages, space) = (&call.core.pages, &call.resource.space);
+    Ok(pages.find(&call.caller.name, space, revision, newest))
+}
+
+fn not_ahead(revision: u64, current: u64) -> Result<(), Failure> {
+    if revision > current {
+        return Err(Failure::revision_too_large(revision, current));
+    }
+    Ok(())
 }
 
 impl Page {
@@ -228,81 +208,6 @@ impl Page {
         }
         metadata
     }
-}
-
-/// Where the next page begins, as upstream writes it.
-struct Token {
-    /// The snapshot to go on in; the newest if none.
-    revision: Option<u64>,
-    /// The last name of the page before.
-    after: String,
-}
-
-impl Token {
-    fn text(revision: Option<u64>, after: &str) -> String {
-        let revision = revision.map_or(json!(-1), |revision| json!(revision));
-        let token = json!({
-            "v": "meta.k8s.io/v1",
-            "rv": revision,
-            "start": format!("{after}\u{0}"),
-        });
-        URL_SAFE_NO_PAD.encode(token.to_string())
-    }
-
-    fn parse(text: &str) -> Result<Token, Failure> {
-        let not_valid = |why: &str| {
-            Failure::bad_request(format!(
-                "invalid continue token: continue key is not valid: {why}"
-            ))
-        };
-        let bytes = URL_SAFE_NO_PAD
-            .decode(text.trim_end_matches('='))
-            .map_err(|error| not_valid(&go_base64_error(text, &error)))?;
-        let token: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| not_valid(&super::body::go_syntax_error(&bytes, &error)))?;
-        if token["v"] != "meta.k8s.io/v1" {
-            let version = token["v"].as_str().unwrap_or_default();
-            return Err(not_valid(&format!(
-                "server does not recognize this encoded version {}",
-                kinds::quote(version)
-            )));
-        }
-        let start = token["start"].as_str().unwrap_or_default();
-        if start.is_empty() {
-            return Err(not_valid(
-                "encoded start key empty (version meta.k8s.io/v1)",
-            ));
-        }
-        let revision = match token["rv"].as_i64() {
-            Some(-1) => None,
-            Some(revision) if revision > 0 => Some(revision.unsigned_abs()),
-            _ => {
-                return Err(not_valid(
-                    "incorrect encoded start resourceVersion (version meta.k8s.io/v1)",
-                ));
-            }
-        };
-        Ok(Token {
-            revision,
-            after: start.trim_end_matches('\u{0}').to_owned(),
-        })
-    }
-}
-
-/// Where a text stops being base64, as Go says it.
-fn go_base64_error(text: &str, error: &base64::DecodeError) -> String {
-    let offset = match error {
-        base64::DecodeError::InvalidByte(offset, _)
-        | base64::DecodeError::InvalidLastSymbol(offset, _) => *offset,
-        _ => text.len() / 4 * 4,
-    };
-    format!("illegal base64 data at input byte {offset}")
-}
-
-/// 410 that shows how to go on without consistency.
-fn expired_token(after: &str) -> Failure {
-    Failure::expired("The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.")
-        .with_continue(Token::text(None, after))
 }
 
 /// A list as a body of known length that copies its items only when they are sent.
@@ -442,23 +347,5 @@ mod tests {
         check(&[1]).await;
         check(&[700; 500]).await;
         check(&[FRAME_BYTES, 1, 2 * FRAME_BYTES, 3, FRAME_BYTES - 1]).await;
-    }
-
-    #[test]
-    fn a_token_is_read_back_and_garbage_is_refused() {
-        let token = Token::parse(&Token::text(Some(7), "default/web")).expect("our own");
-        assert_eq!(
-            (token.revision, token.after.as_str()),
-            (Some(7), "default/web")
-        );
-        let token = Token::parse(&Token::text(None, "a")).expect("our own");
-        assert_eq!(token.revision, None);
-        for garbage in ["abc", "", "e30", "eyJ2IjoibWV0YS5rOHMuaW8vdjEifQ"] {
-            assert_eq!(
-                Token::parse(garbage).err().map(|failure| failure.code()),
-                Some(400),
-                "{garbage}"
-            );
-        }
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod delete_collection;
 pub(crate) mod get;
 pub(crate) mod list;
 pub(crate) mod managed;
+pub(crate) mod pages;
 pub(crate) mod patch;
 pub(crate) mod select;
 pub(crate) mod update;

@@ -96,8 +96,8 @@ async fn a_token_of_a_forgotten_state_is_expired_and_shows_how_to_go_on() {
     for name in ["a", "b", "c"] {
         house.config_map(name, json!({})).await;
     }
-    // A well-formed token of a revision that nobody listed at: {"v":"meta.k8s.io/v1","rv":1,"start":"default/a\u0000"}
-    let token = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiJkZWZhdWx0L2FcdTAwMDAifQ";
+    // A well-formed token of a revision that nobody listed at: {"v":"meta.k8s.io/v1","rv":1,"start":"/a\u0000"}
+    let token = "eyJ2IjoibWV0YS5rOHMuaW8vdjEiLCJydiI6MSwic3RhcnQiOiIvYVx1MDAwMCJ9";
     let answer = house.get(&format!("{MAPS}?limit=1&continue={token}")).await;
     assert_eq!(
         (answer.code, answer.body["reason"].as_str()),
@@ -114,6 +114,35 @@ async fn a_token_of_a_forgotten_state_is_expired_and_shows_how_to_go_on() {
 }
 
 #[tokio::test]
+async fn lists_of_others_do_not_end_ones_own() {
+    let house = House::new().await;
+    for name in ["a", "b", "c"] {
+        house.config_map(name, json!({})).await;
+    }
+    let first = house.get(&format!("{MAPS}?limit=1")).await;
+    let token = first.body["metadata"]["continue"]
+        .as_str()
+        .expect("a token");
+    for step in 0..70 {
+        let data = json!({"data": {"step": step.to_string()}});
+        house.merge(&format!("{MAPS}/c"), data).await;
+        house.get(&format!("{MAPS}?limit=1")).await.expect_code(200);
+    }
+    let path = format!("{MAPS}?continue={token}");
+    let rest = house.get(&path).await.expect_code(200);
+    assert_eq!(rest.names(), ["b", "c"]);
+    assert_eq!(rest.body["items"][1]["data"], json!({"a": "b"}));
+    // As upstream's, a token says where to go on below the place that is listed.
+    let path = format!("/api/v1/configmaps?limit=1&continue={token}");
+    let elsewhere = house.get(&path).await.expect_code(200);
+    assert_eq!(elsewhere.names(), ["a"]);
+    let path = format!("{MAPS}?resourceVersion=1&continue={token}");
+    let refused = house.get(&path).await;
+    let why = "specifying resource version is not allowed when using continue";
+    refused.expect_failure(400, "BadRequest", why);
+}
+
+#[tokio::test]
 async fn revisions_of_the_future_and_of_the_past() {
     let house = House::new().await;
     let current: u64 = house.get(MAPS).await.revision().parse().expect("a number");
@@ -127,6 +156,7 @@ async fn revisions_of_the_future_and_of_the_past() {
             &format!("Timeout: Too large resource version: 100000, current: {current}"),
         );
     }
+    house.config_map("a", json!({})).await;
     house
         .get(&format!(
             "{MAPS}?resourceVersion=1&resourceVersionMatch=Exact"
