@@ -39,6 +39,7 @@ mod serve;
 mod status;
 mod subresources;
 mod table;
+mod together;
 mod token;
 mod verbs;
 mod views;

@@ -2,6 +2,7 @@
 //! decides.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,11 +15,13 @@ use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
 use tokio_util::task::TaskTracker;
 
 use crate::Body;
 use crate::caller::{Caller, Certified};
 use crate::handle::{Core, respond};
+use crate::together::{Collected, Together};
 
 /// Connections that may be open at once; further peers wait in the listener's backlog.
 const CONNECTIONS: usize = 8192;
@@ -182,12 +185,18 @@ async fn connection(core: Arc<Core>, stream: TcpStream, acceptor: TlsAcceptor, d
         .keep_alive_timeout(KEEP_ALIVE)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEADER_BYTES);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-    tokio::pin!(connection);
+    let (stream, collected) = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        let collected = Collected::new(stream);
+        (Either::Left(collected.clone()), Some(collected))
+    } else {
+        (Either::Right(stream), None)
+    };
+    let connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let mut connection = Together::new(connection, collected);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = &mut connection => ended,
         () = drain.signaled() => {
-            connection.as_mut().graceful_shutdown();
+            connection.get_mut().as_mut().graceful_shutdown();
             connection.await
         }
     };

@@ -98,6 +98,7 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
         || TIMEOUT_LEAST.mul_f64(1.0 + rand::random::<f64>()),
         |seconds| Duration::from_secs(seconds).min(TIMEOUT_MOST),
     );
+    let drain = call.drain.clone();
     let following = Following {
         frames,
         initial: initial.into_iter(),
@@ -108,7 +109,7 @@ pub(crate) fn watch(call: &Call) -> Result<Response<Body>, Failure> {
         bookmark_at: Box::pin(tokio::time::sleep(BOOKMARK_EVERY)),
         last_bookmark: after,
         end_at: Box::pin(tokio::time::sleep_until(Instant::now() + timeout)),
-        drain: call.drain.clone(),
+        drained: Box::pin(async move { drain.signaled().await }),
     };
     Ok(stream_answer(following.into_stream()))
 }
@@ -261,7 +262,9 @@ struct Following {
     bookmark_at: std::pin::Pin<Box<Sleep>>,
     last_bookmark: Revision,
     end_at: std::pin::Pin<Box<Sleep>>,
-    drain: lifecycle::Drain,
+    /// The order to stop, listened to once for the whole watch: all watches of the server share what
+    /// gives it.
+    drained: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Following {
@@ -292,7 +295,7 @@ impl Following {
             let watch = self.watch.as_mut()?;
             tokio::select! {
                 biased;
-                () = self.drain.signaled() => return None,
+                () = &mut self.drained => return None,
                 () = &mut self.end_at => return None,
                 taken = watch.next() => {
                     let Some(taken) = taken else {
