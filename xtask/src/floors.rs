@@ -18,6 +18,7 @@ pub(crate) const FLOORS: &[(&str, &[&str])] = &[
             "access",
             "objects",
             "tree",
+            "mounts",
             "protobuf",
         ],
     ),

@@ -26,7 +26,6 @@ mod compression;
 mod import;
 mod layer;
 mod load;
-mod mount;
 mod place;
 mod plan;
 mod remove;

@@ -17,7 +17,7 @@ use oci::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::store::{Image, Images, Inner, OpenError, blocking, names_in, remove_or_warn};
-use crate::{mount, place, usage};
+use crate::{place, usage};
 
 /// Name of the mount point in a root's directory.
 pub(crate) const ROOTFS: &str = "rootfs";
@@ -89,18 +89,19 @@ impl Images {
                 id: id.clone(),
                 source,
             };
-            if mount::is_mounted(&root.target).map_err(failed)? {
+            if mounts::is_mounted(&root.target).map_err(failed)? {
                 return Ok(root.target);
             }
             let lower: Vec<&Path> = root.lower.iter().map(PathBuf::as_path).collect();
-            let overlay = mount::Overlay {
+            let overlay = mounts::Overlay {
                 lower: &lower,
-                upper: Some(mount::Upper {
+                upper: Some(mounts::Upper {
                     directory: &root.upper,
                     work: &root.work,
+                    volatile: false,
                 }),
             };
-            mount::overlay(&overlay, "wharf", &root.target).map_err(failed)?;
+            mounts::mount_overlay(&overlay, "wharf", &root.target).map_err(failed)?;
             Ok(root.target)
         })
         .await
@@ -118,17 +119,17 @@ impl Images {
                 id: id.clone(),
                 source,
             };
-            if mount::is_mounted(&target).map_err(failed)? {
+            if mounts::is_mounted(&target).map_err(failed)? {
                 return Ok(());
             }
             let empty = inner.empty_directory();
             let layers = root.lower.iter().map(PathBuf::as_path);
             let lower: Vec<&Path> = layers.chain([empty.as_path()]).collect();
-            let overlay = mount::Overlay {
+            let overlay = mounts::Overlay {
                 lower: &lower,
                 upper: None,
             };
-            mount::overlay(&overlay, "wharf", &target).map_err(failed)
+            mounts::mount_overlay(&overlay, "wharf", &target).map_err(failed)
         })
         .await
     }
@@ -138,7 +139,7 @@ impl Images {
         let (inner, id) = (self.0.clone(), checked(container_id)?);
         blocking(move || {
             let target = inner.roots_directory().join(&id).join(ROOTFS);
-            mount::detach(&target).map_err(|source| RootError::System {
+            mounts::detach(&target).map_err(|source| RootError::System {
                 step: "unmount",
                 id,
                 source,
@@ -192,7 +193,7 @@ pub(crate) fn take_up(directory: &Path) -> Result<BTreeMap<String, Vec<Digest>>,
             (name, record) => {
                 let error = record.err().map(|error| error.to_string());
                 tracing::warn!(?name, error, "removing what is left of a container's root");
-                if let Err(error) = mount::detach(&path.join(ROOTFS)) {
+                if let Err(error) = mounts::detach(&path.join(ROOTFS)) {
                     tracing::warn!(path = %path.display(), %error, "cannot unmount it");
                     continue;
                 }
@@ -318,7 +319,7 @@ fn remove(inner: &Inner, id: &str) -> Result<(), RootError> {
             source,
         }
     };
-    mount::detach(&directory.join(ROOTFS)).map_err(failed("unmount"))?;
+    mounts::detach(&directory.join(ROOTFS)).map_err(failed("unmount"))?;
     match inner.set_aside(&directory) {
         Ok(aside) => remove_or_warn(&aside),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -14,7 +14,6 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::Unpacked;
-use crate::mount;
 use crate::table::{Table, TableError};
 
 /// Shortest beginning of an id that is looked for.
@@ -596,8 +595,8 @@ fn empty(directory: &Path) -> Result<(), OpenError> {
         let path = directory.join(&name);
         // A root that was being removed may still be mounted.
         let rootfs = path.join(OsStr::new(crate::root::ROOTFS));
-        if mount::is_mounted(&rootfs).unwrap_or(false)
-            && let Err(error) = mount::detach(&rootfs)
+        if mounts::is_mounted(&rootfs).unwrap_or(false)
+            && let Err(error) = mounts::detach(&rootfs)
         {
             tracing::warn!(path = %rootfs.display(), %error, "cannot unmount what a killed process left");
             continue;

@@ -1,8 +1,6 @@
 //! Taking a volume away, with whatever is mounted and written below it.
 
-use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -44,12 +42,12 @@ fn true_path(directory: &Path) -> Result<Option<PathBuf>, MachineError> {
 
 fn unmount_below(directory: &Path) -> Result<(), MachineError> {
     for _ in 0..ROUNDS_MAX {
-        let mounts = mounts_below(directory).map_err(failed("list the mounts below", directory))?;
-        if mounts.is_empty() {
+        let found = mounts::below(directory).map_err(failed("list the mounts below", directory))?;
+        if found.is_empty() {
             return Ok(());
         }
         // Later ones lie on earlier ones.
-        for mount in mounts.iter().rev() {
+        for mount in found.iter().rev() {
             match unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
                 // It went with one above it.
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
@@ -58,40 +56,6 @@ fn unmount_below(directory: &Path) -> Result<(), MachineError> {
         }
     }
     Err(failed("unmount what is below", directory)(Errno::BUSY))
-}
-
-/// Mount points at and below a directory, in the order in which they were made (proc(5), mountinfo).
-fn mounts_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let list = std::fs::read("/proc/self/mountinfo")?;
-    let mounts = list
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| line.split(|&byte| byte == b' ').nth(4))
-        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
-        .filter(|mount| mount.starts_with(directory));
-    Ok(mounts.collect())
-}
-
-/// `\040` → blank.
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut plain = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .filter(|_| byte == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        match octal {
-            Some(escaped) => {
-                plain.push(escaped);
-                rest = &after[3..];
-            }
-            None => {
-                plain.push(byte);
-                rest = after;
-            }
-        }
-    }
-    plain
 }
 
 #[cfg(test)]
@@ -129,7 +93,7 @@ mod tests {
         assert!(!volume.exists());
         assert_eq!(fs::read(precious.join("data")).expect("it stays"), b"x");
         assert_eq!(
-            mounts_below(place.path()).expect("a list"),
+            mounts::below(place.path()).expect("a list"),
             Vec::<PathBuf>::new()
         );
         remove(&volume).expect("nothing to do");
@@ -144,11 +108,5 @@ mod tests {
         symlink(&precious, place.path().join("volume")).expect("a link");
         remove(&place.path().join("volume")).expect("removed");
         assert!(precious.join("x").exists());
-    }
-
-    #[test]
-    fn blanks_in_mount_points_are_read() {
-        assert_eq!(unescape(br"/a\040b\134c"), b"/a b\\c");
-        assert_eq!(unescape(br"/a\04"), br"/a\04");
     }
 }

@@ -1,7 +1,6 @@
 //! Which hierarchies are mounted, from the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use super::{Cgroups, Hierarchy};
 
@@ -28,7 +27,7 @@ pub(super) fn parse_mounts(mountinfo: &str) -> Cgroups {
         if root != "/" {
             continue;
         }
-        let mount = PathBuf::from(unescape(point));
+        let mount = mounts::unescape(point.as_bytes());
         match kind {
             Some("cgroup2") if found.version_2.is_none() => found.version_2 = Some(mount),
             Some("cgroup") => {
@@ -60,30 +59,10 @@ pub(super) fn parse_mounts(mountinfo: &str) -> Cgroups {
     found
 }
 
-/// mountinfo writes space, tab, newline and backslash as `\ooo`.
-fn unescape(field: &str) -> String {
-    let mut text = String::with_capacity(field.len());
-    let mut rest = field;
-    while let Some(at) = rest.find('\\') {
-        text.push_str(&rest[..at]);
-        let digits = rest.get(at + 1..at + 4).unwrap_or_default();
-        match u8::from_str_radix(digits, 8) {
-            Ok(byte) if byte.is_ascii() => {
-                text.push(char::from(byte));
-                rest = &rest[at + 4..];
-            }
-            _ => {
-                text.push('\\');
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    text.push_str(rest);
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn check(mountinfo: &str, version_2: Option<&str>, version_1: &[(&str, &str)]) {

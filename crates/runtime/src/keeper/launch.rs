@@ -27,17 +27,18 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
+use mounts::{Overlay, Upper, mount_overlay};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use rustix::mount as mounts;
+use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::bundle::{Surroundings, bundle};
 use super::memory::SharedMemory;
 use super::process::{
     Report, Reporter, become_command, find_program, leave, reason, reset_signals,
 };
-use super::{causes, hierarchies, overlay, targets};
+use super::{causes, hierarchies, targets};
 use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
 use crate::descriptors;
 use crate::protocol::{Refusal, RefusalKind};
@@ -212,7 +213,17 @@ fn mount_root(spec: &ContainerSpec, directory: &Path) -> Result<PathBuf, Refusal
     let target = directory.join("root");
     fs::create_dir_all(&target).map_err(|error| machine("make", target.display(), &error))?;
     keep_mounts_private(&target);
-    overlay::mount(lower, upper, work, &target)
+    let lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
+    let overlay = Overlay {
+        lower: &lower,
+        upper: Some(Upper {
+            directory: upper,
+            work,
+            // A container's root does not outlive a crash of the machine.
+            volatile: true,
+        }),
+    };
+    mount_overlay(&overlay, "overlay", &target)
         .map_err(|error| machine("mount the root of", &spec.id, &error))?;
     Ok(target)
 }
@@ -221,12 +232,12 @@ fn mount_root(spec: &ContainerSpec, directory: &Path) -> Result<PathBuf, Refusal
 fn place_memory(memory: &OwnedFd, target: &Path) -> io::Result<()> {
     fs::create_dir_all(target)?;
     keep_mounts_private(target);
-    Ok(mounts::move_mount(
+    Ok(move_mount(
         memory.as_fd(),
         "",
         rustix::fs::CWD,
         target,
-        mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )?)
 }
 

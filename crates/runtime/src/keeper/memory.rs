@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{Mode, OFlags};
-use rustix::mount as mounts;
+use rustix::mount as kernel;
 
 /// Where it is mounted in a namespace of its own: some directory that is there on every machine.
 const PLACE: &str = "/dev";
@@ -96,38 +96,38 @@ fn lay_down(size: u64) -> io::Result<u64> {
     const NONE: Option<&str> = None;
     mount(NONE, "/", NONE, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NONE)?;
     let memory = file_system(size)?;
-    mounts::move_mount(
+    kernel::move_mount(
         memory.as_fd(),
         "",
         rustix::fs::CWD,
         PLACE,
-        mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        kernel::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )?;
     Ok(rustix::fs::fstat(&memory)?.st_dev)
 }
 
 fn copy(from: impl AsFd, path: &str) -> io::Result<OwnedFd> {
-    Ok(mounts::open_tree(
+    Ok(kernel::open_tree(
         from,
         path,
-        mounts::OpenTreeFlags::OPEN_TREE_CLONE
-            | mounts::OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | mounts::OpenTreeFlags::AT_EMPTY_PATH,
+        kernel::OpenTreeFlags::OPEN_TREE_CLONE
+            | kernel::OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | kernel::OpenTreeFlags::AT_EMPTY_PATH,
     )?)
 }
 
 fn file_system(size: u64) -> io::Result<OwnedFd> {
-    let context = mounts::fsopen("tmpfs", mounts::FsOpenFlags::FSOPEN_CLOEXEC)?;
-    mounts::fsconfig_set_string(context.as_fd(), "source", "shm")?;
-    mounts::fsconfig_set_string(context.as_fd(), "mode", "1777")?;
-    mounts::fsconfig_set_string(context.as_fd(), "size", size.to_string())?;
-    mounts::fsconfig_create(context.as_fd())?;
-    Ok(mounts::fsmount(
+    let context = kernel::fsopen("tmpfs", kernel::FsOpenFlags::FSOPEN_CLOEXEC)?;
+    kernel::fsconfig_set_string(context.as_fd(), "source", "shm")?;
+    kernel::fsconfig_set_string(context.as_fd(), "mode", "1777")?;
+    kernel::fsconfig_set_string(context.as_fd(), "size", size.to_string())?;
+    kernel::fsconfig_create(context.as_fd())?;
+    Ok(kernel::fsmount(
         context.as_fd(),
-        mounts::FsMountFlags::FSMOUNT_CLOEXEC,
-        mounts::MountAttrFlags::MOUNT_ATTR_NOSUID
-            | mounts::MountAttrFlags::MOUNT_ATTR_NODEV
-            | mounts::MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        kernel::FsMountFlags::FSMOUNT_CLOEXEC,
+        kernel::MountAttrFlags::MOUNT_ATTR_NOSUID
+            | kernel::MountAttrFlags::MOUNT_ATTR_NODEV
+            | kernel::MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )?)
 }
 
@@ -157,12 +157,12 @@ mod tests {
 
     fn place(memory: &SharedMemory, at: &str) -> io::Result<()> {
         std::fs::create_dir(at)?;
-        Ok(mounts::move_mount(
+        Ok(kernel::move_mount(
             memory.copy()?.as_fd(),
             "",
             rustix::fs::CWD,
             at,
-            mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+            kernel::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         )?)
     }
 

@@ -28,7 +28,6 @@ mod lives;
 mod log;
 mod memory;
 mod namespaces;
-mod overlay;
 mod process;
 mod processes;
 mod targets;

@@ -16,7 +16,7 @@ use libcontainer::syscall::syscall::create_syscall;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::mount as mounts;
+use rustix::mount as kernel;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Uid};
 use serde_json::json;
@@ -179,30 +179,30 @@ fn enter_nothing() -> io::Result<()> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(NONE, "/", NONE, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NONE)?;
-    let context = mounts::fsopen("tmpfs", mounts::FsOpenFlags::FSOPEN_CLOEXEC)?;
-    mounts::fsconfig_set_string(context.as_fd(), "source", "nothing")?;
-    mounts::fsconfig_set_string(context.as_fd(), "mode", "0555")?;
-    mounts::fsconfig_create(context.as_fd())?;
-    let nothing = mounts::fsmount(
+    let context = kernel::fsopen("tmpfs", kernel::FsOpenFlags::FSOPEN_CLOEXEC)?;
+    kernel::fsconfig_set_string(context.as_fd(), "source", "nothing")?;
+    kernel::fsconfig_set_string(context.as_fd(), "mode", "0555")?;
+    kernel::fsconfig_create(context.as_fd())?;
+    let nothing = kernel::fsmount(
         context.as_fd(),
-        mounts::FsMountFlags::FSMOUNT_CLOEXEC,
-        mounts::MountAttrFlags::MOUNT_ATTR_RDONLY
-            | mounts::MountAttrFlags::MOUNT_ATTR_NOSUID
-            | mounts::MountAttrFlags::MOUNT_ATTR_NODEV
-            | mounts::MountAttrFlags::MOUNT_ATTR_NOEXEC,
+        kernel::FsMountFlags::FSMOUNT_CLOEXEC,
+        kernel::MountAttrFlags::MOUNT_ATTR_RDONLY
+            | kernel::MountAttrFlags::MOUNT_ATTR_NOSUID
+            | kernel::MountAttrFlags::MOUNT_ATTR_NODEV
+            | kernel::MountAttrFlags::MOUNT_ATTR_NOEXEC,
     )?;
     // On the working directory, for want of a place that is there on every machine.
-    mounts::move_mount(
+    kernel::move_mount(
         nothing.as_fd(),
         "",
         rustix::fs::CWD,
         ".",
-        mounts::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        kernel::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )?;
     rustix::process::fchdir(&nothing)?;
     // pivot_root(2), "pivot_root(".", ".")": the old root lies on the new one until it is taken off.
     rustix::process::pivot_root(".", ".")?;
-    mounts::unmount(".", mounts::UnmountFlags::DETACH)?;
+    kernel::unmount(".", kernel::UnmountFlags::DETACH)?;
     Ok(rustix::process::chdir("/")?)
 }
 

@@ -5,47 +5,68 @@
 //! names are then given as open descriptors, which are short and need no escaping.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount,
 };
 
 /// The longest value that one option of the mount API takes (fs/fsopen.c).
 const OPTION_LENGTH_MAX: usize = 255;
-/// Mounts that may lie on one another before giving up.
-const STACKED_MAX: usize = 64;
 
 /// The directories of an overlay.
-pub(crate) struct Overlay<'a> {
+#[derive(Clone, Copy, Debug)]
+pub struct Overlay<'a> {
     /// Read only, the uppermost first; at least one.
-    pub(crate) lower: &'a [&'a Path],
+    pub lower: &'a [&'a Path],
     /// Where writes go; without it the overlay is read-only, and wants two lower ones.
-    pub(crate) upper: Option<Upper<'a>>,
+    pub upper: Option<Upper<'a>>,
 }
 
 /// What makes an overlay writable.
-pub(crate) struct Upper<'a> {
-    pub(crate) directory: &'a Path,
+#[derive(Clone, Copy, Debug)]
+pub struct Upper<'a> {
+    /// Holds what is written.
+    pub directory: &'a Path,
     /// Overlayfs's own, on the same file system.
-    pub(crate) work: &'a Path,
+    pub work: &'a Path,
+    /// What is written need not outlive a crash of the machine. Otherwise every unmount syncs the
+    /// whole file system below.
+    pub volatile: bool,
 }
 
 /// Mounts an overlay on `target`. `source` is what stands in the list of mounts.
-pub(crate) fn overlay(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
-    match overlay_by_descriptors(overlay, source, target) {
+pub fn mount_overlay(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
+    if let Some(upper) = overlay.upper.filter(|upper| upper.volatile) {
+        // The mark of an earlier use, with which the kernel refuses another one.
+        let _ = fs::remove_dir_all(upper.work.join("work/incompat"));
+    }
+    // Asked for in vain, the kernel would complain in its log at every mount.
+    if !takes_layers(&rustix::system::uname().release().to_string_lossy()) {
+        return mount_by_page(overlay, source, target);
+    }
+    match mount_by_layers(overlay, source, target) {
         // No such call, no such option, or a sandbox that knows neither.
-        Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => overlay_by_page(overlay, source, target),
+        Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => mount_by_page(overlay, source, target),
         mounted => Ok(mounted?),
     }
 }
 
-fn overlay_by_descriptors(overlay: &Overlay<'_>, source: &str, target: &Path) -> Result<(), Errno> {
+/// Whether a kernel of this release (`6.1.0-56-amd64`) is Linux 6.7 or later.
+fn takes_layers(release: &str) -> bool {
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(6), Some(7))
+}
+
+fn mount_by_layers(overlay: &Overlay<'_>, source: &str, target: &Path) -> Result<(), Errno> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", source)?;
     let mut held = Vec::new();
@@ -55,6 +76,9 @@ fn overlay_by_descriptors(overlay: &Overlay<'_>, source: &str, target: &Path) ->
     if let Some(upper) = &overlay.upper {
         fsconfig_set_string(&context, "upperdir", name_of(upper.directory, &mut held)?)?;
         fsconfig_set_string(&context, "workdir", name_of(upper.work, &mut held)?)?;
+        if upper.volatile {
+            fsconfig_set_flag(&context, "volatile")?;
+        }
     }
     // Layers are shared by many containers; the index would bind an upper to one stack of them.
     fsconfig_set_string(&context, "index", "off")?;
@@ -73,18 +97,20 @@ fn overlay_by_descriptors(overlay: &Overlay<'_>, source: &str, target: &Path) ->
     )
 }
 
-fn overlay_by_page(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
+fn mount_by_page(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
     let mut held = Vec::new();
     let mut options = String::from("index=off,lowerdir=");
     for (at, lower) in overlay.lower.iter().enumerate() {
         let separator = if at == 0 { "" } else { ":" };
         let descriptor = descriptor_of(lower, &mut held)?;
+        // Writing to a string cannot fail.
         let _ = write!(options, "{separator}{descriptor}");
     }
     if let Some(upper) = &overlay.upper {
         let directory = descriptor_of(upper.directory, &mut held)?;
         let work = descriptor_of(upper.work, &mut held)?;
-        let _ = write!(options, ",upperdir={directory},workdir={work}");
+        let volatile = if upper.volatile { ",volatile" } else { "" };
+        let _ = write!(options, ",upperdir={directory},workdir={work}{volatile}");
     }
     let options = std::ffi::CString::new(options).expect("digits and slashes have no NUL");
     mount(
@@ -97,46 +123,22 @@ fn overlay_by_page(overlay: &Overlay<'_>, source: &str, target: &Path) -> io::Re
     Ok(())
 }
 
-/// The path itself, or something shorter that leads there as long as `held` lives.
+/// The path itself, or something shorter and plainer that leads there as long as `held` lives: a
+/// backslash escapes in some of the options and in others not.
 fn name_of(path: &Path, held: &mut Vec<OwnedFd>) -> Result<String, Errno> {
-    match path.to_str() {
-        Some(text) if text.len() <= OPTION_LENGTH_MAX => Ok(text.to_owned()),
-        _ => descriptor_of(path, held),
+    let is_plain = |text: &&str| text.len() <= OPTION_LENGTH_MAX && !text.contains('\\');
+    match path.to_str().filter(is_plain) {
+        Some(text) => Ok(text.to_owned()),
+        None => descriptor_of(path, held),
     }
 }
 
 fn descriptor_of(path: &Path, held: &mut Vec<OwnedFd>) -> Result<String, Errno> {
-    let directory =
-        tree::open(path).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
     let name = format!("/proc/self/fd/{}", directory.as_raw_fd());
     held.push(directory);
     Ok(name)
-}
-
-/// Whether something is mounted on `path`.
-pub(crate) fn is_mounted(path: &Path) -> io::Result<bool> {
-    let stat = |path: &Path| match rustix::fs::lstat(path) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error),
-    };
-    let (Some(here), Some(parent)) = (stat(path)?, path.parent()) else {
-        return Ok(false);
-    };
-    Ok(stat(parent)?.is_some_and(|above| above.st_dev != here.st_dev))
-}
-
-/// Takes away everything that is mounted on `path`, at once for new lookups, and for those who are
-/// in there when they leave. Nothing mounted, or nothing there, is fine.
-pub(crate) fn detach(path: &Path) -> io::Result<()> {
-    for _ in 0..STACKED_MAX {
-        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(Errno::BUSY.into())
 }
 
 #[cfg(test)]
@@ -145,11 +147,25 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::{below, detach, is_mounted};
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        let check = |release: &str, expected: bool| {
+            assert_eq!(takes_layers(release), expected, "{release}");
+        };
+        check("6.1.0-56-amd64", false);
+        check("6.7", true);
+        check("6.12.48+deb13-amd64", true);
+        check("10.0.0", true);
+        check("5.15.0-91-generic", false);
+        check("", false);
+    }
 
     type Mount = fn(&Overlay<'_>, &str, &Path) -> io::Result<()>;
 
     /// Mounts so many layers, each with a file of its own and one that the uppermost wins.
-    fn check(mount: Mount, layers: usize, above: &str) {
+    fn check(mount: Mount, layers: usize, above: &str, volatile: bool) {
         let place = tempfile::tempdir().expect("a temporary directory");
         let base = place.path().join(above);
         let directory = |name: &str| {
@@ -172,11 +188,13 @@ mod tests {
             upper: Some(Upper {
                 directory: &upper,
                 work: &work,
+                volatile,
             }),
         };
         assert!(!is_mounted(&target).expect("a directory"));
         mount(&layers_of, "test", &target).expect("a mount");
         assert!(is_mounted(&target).expect("a mount point"));
+        assert_eq!(below(&base).expect("a list"), [target.as_path()]);
         let names = fs::read_dir(&target).expect("a directory").count();
         let shared = fs::read_to_string(target.join("shared")).expect("a file");
         fs::write(target.join("new"), "").expect("a file");
@@ -187,21 +205,48 @@ mod tests {
         assert!(upper.join("new").exists());
     }
 
-    fn by_descriptors(layers: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
-        Ok(overlay_by_descriptors(layers, source, target)?)
+    fn by_layers(layers: &Overlay<'_>, source: &str, target: &Path) -> io::Result<()> {
+        Ok(mount_by_layers(layers, source, target)?)
     }
 
     #[test]
     fn both_ways_mount_the_same() {
-        for mount in [by_descriptors as Mount, overlay_by_page] {
-            check(mount, 1, "a");
-            check(mount, 128, "a:b,c d");
+        for mount in [by_layers as Mount, mount_by_page] {
+            check(mount, 1, "a", false);
+            check(mount, 128, "a:b,c d\\e", true);
         }
     }
 
     #[test]
+    fn a_volatile_one_can_be_mounted_again_after_a_crash() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let directory = |name: &str| {
+            let path = place.path().join(name);
+            fs::create_dir_all(&path).expect("a directory");
+            path
+        };
+        let (layer, upper, work) = (directory("layer"), directory("upper"), directory("work"));
+        let (target, copy) = (directory("target"), directory("copy"));
+        let overlay = Overlay {
+            lower: &[&layer],
+            upper: Some(Upper {
+                directory: &upper,
+                work: &work,
+                volatile: true,
+            }),
+        };
+        mount_overlay(&overlay, "test", &target).expect("a mount");
+        let mark = work.join("work/incompat/volatile");
+        assert!(mark.exists());
+        detach(&target).expect("unmounted");
+        assert!(mark.exists(), "nobody says that what was written is safe");
+        mount_overlay(&overlay, "test", &copy).expect("a mount");
+        detach(&copy).expect("unmounted");
+    }
+
+    #[test]
     fn without_an_upper_nothing_can_be_written() {
-        for mount in [by_descriptors as Mount, overlay_by_page] {
+        for mount in [by_layers as Mount, mount_by_page] {
             let place = tempfile::tempdir().expect("a temporary directory");
             let directory = |name: &str| {
                 let path = place.path().join(name);
@@ -226,8 +271,8 @@ mod tests {
     #[test]
     fn long_paths_are_no_obstacle() {
         let long = ["x".repeat(200), "y".repeat(200)].join("/");
-        for mount in [by_descriptors as Mount, overlay_by_page, overlay] {
-            check(mount, 3, &long);
+        for mount in [by_layers as Mount, mount_by_page, mount_overlay] {
+            check(mount, 3, &long, true);
         }
     }
 }
