@@ -1,11 +1,11 @@
 //! One instance: a data directory, its layout, its name on this machine, and the lock on it.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
@@ -79,8 +79,10 @@ impl Instance {
         self.data_dir.join("settings.toml")
     }
 
-    /// Makes the data directory, which only root may enter.
+    /// Makes the data directory, which only root may enter. One that is there already must be ours
+    /// alone: what others put there, links for example, would lead root elsewhere.
     pub fn make_data_dir(&self) -> anyhow::Result<()> {
+        refuse_others(&self.data_dir)?;
         for directory in [
             self.data_dir.clone(),
             self.data_dir.join("run"),
@@ -122,9 +124,100 @@ impl Instance {
     }
 }
 
+/// Refuses a directory that others own, and one in which they can write; takes their rights away where
+/// that harms nobody. Absent is fine.
+fn refuse_others(directory: &Path) -> anyhow::Result<()> {
+    let look = || format!("look at {}", directory.display());
+    let (itself, reached) = match (directory.symlink_metadata(), directory.metadata()) {
+        (Err(error), _) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        (itself, reached) => (itself.with_context(look)?, reached.with_context(look)?),
+    };
+    let own = rustix::process::geteuid().as_raw();
+    if let Some(other) = [itself.uid(), reached.uid()]
+        .into_iter()
+        .find(|owner| *owner != own)
+    {
+        bail!(
+            "{0} belongs to user {other}, who could change what is kept there; choose another place with --data-dir, or, if everything in it is known to be harmless, take it over: chown -h {own} {0}",
+            directory.display()
+        );
+    }
+    if reached.mode() & 0o022 == 0 {
+        return Ok(());
+    }
+    // A place that many share, such as /tmp, has the sticky bit, or something of theirs in it.
+    let is_empty =
+        || std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
+    if reached.mode() & 0o1000 != 0 || !is_empty() {
+        bail!(
+            "others can write in {0}; choose a place of its own with --data-dir, such as {0}/wharf, or keep them out: chmod go-w {0}",
+            directory.display()
+        );
+    }
+    std::fs::set_permissions(directory, Permissions::from_mode(0o700))
+        .with_context(|| format!("keep others out of {}", directory.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whether a directory of this owner and mode may be used, and its mode afterwards.
+    fn check(owner: u32, mode: u32, file: bool, expected: Result<u32, &str>) {
+        let name = format!("wharf-data-{}-{owner}-{mode:o}-{file}", std::process::id());
+        let instance = Instance::at(std::env::temp_dir().join(name));
+        let directory = &instance.data_dir;
+        std::fs::create_dir(directory).expect("made");
+        if file {
+            std::fs::write(directory.join("file"), "").expect("written");
+        }
+        std::os::unix::fs::chown(directory, Some(owner), None).expect("root may");
+        std::fs::set_permissions(directory, Permissions::from_mode(mode)).expect("changed");
+        let made = instance.make_data_dir().map_err(|error| error.to_string());
+        let after = directory.metadata().expect("there").mode() & 0o7777;
+        std::fs::remove_dir_all(directory).expect("removed");
+        match (made, expected) {
+            (Ok(()), Ok(expected)) => assert_eq!(after, expected, "{mode:o}"),
+            (Err(message), Err(expected)) => {
+                assert!(message.contains(expected), "{message}");
+                assert_eq!(after, mode);
+            }
+            (made, _) => panic!("{owner} {mode:o}: {made:?}"),
+        }
+    }
+
+    #[test]
+    fn a_directory_of_others_is_refused() {
+        check(0, 0o700, true, Ok(0o700));
+        check(0, 0o755, true, Ok(0o755));
+        check(0, 0o777, false, Ok(0o700));
+        check(0, 0o775, true, Err("others can write in "));
+        check(
+            0,
+            0o1777,
+            false,
+            Err("choose a place of its own with --data-dir"),
+        );
+        check(65534, 0o700, false, Err("belongs to user 65534"));
+    }
+
+    #[test]
+    fn a_link_of_others_is_refused() {
+        let place = std::env::temp_dir().join(format!("wharf-data-link-{}", std::process::id()));
+        std::fs::create_dir(&place).expect("made");
+        let link = place.join("link");
+        std::os::unix::fs::symlink("/nowhere", &link).expect("made");
+        let instance = Instance::at(link.clone());
+        instance.make_data_dir().expect_err("it leads nowhere");
+        std::fs::remove_file(&link).expect("removed");
+        std::fs::create_dir(place.join("real")).expect("made");
+        std::os::unix::fs::symlink("real", &link).expect("made");
+        instance.make_data_dir().expect("our link to our directory");
+        std::os::unix::fs::lchown(&link, Some(65534), None).expect("root may");
+        let refused = instance.make_data_dir().expect_err("another's link");
+        assert!(refused.to_string().contains("belongs to user 65534"));
+        std::fs::remove_dir_all(place).expect("removed");
+    }
 
     #[test]
     fn names_are_short_stable_and_different() {

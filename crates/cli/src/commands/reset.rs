@@ -91,28 +91,25 @@ fn delete(instance: &Instance) -> anyhow::Result<()> {
 
 /// Deleting must never reach through a mount into what belongs to others.
 fn refuse_mounts(directory: &Path) -> anyhow::Result<()> {
-    let mounts = crate::read_to_string(Path::new("/proc/self/mountinfo"))?;
-    let below = format!("{}/", directory.display());
-    let mounted = mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .find(|target| target.starts_with(&below));
-    match mounted {
-        Some(target) => {
-            bail!("{target} is still mounted; unmount it, then run `wharf reset` again")
-        }
+    // The kernel lists mounts under their true paths.
+    let true_path = directory
+        .canonicalize()
+        .with_context(|| format!("look at {}", directory.display()))?;
+    let mounted = mounts::below(&true_path).context("list what is mounted")?;
+    // The directory itself may be a disk of its own.
+    let below = mounted.iter().find(|target| **target != true_path);
+    match below {
+        Some(target) => bail!(
+            "{} is still mounted; unmount it, then run `wharf reset` again",
+            target.display()
+        ),
         None => Ok(()),
     }
 }
 
+/// Removes whatever is there. Something that is mounted meanwhile is an error, never emptied.
 fn remove(path: &Path) -> anyhow::Result<()> {
-    let removed = match std::fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
-        Ok(_) => std::fs::remove_file(path),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => Err(error),
-    };
-    removed.with_context(|| format!("delete {}", path.display()))
+    tree::remove_path(path).with_context(|| format!("delete {}", path.display()))
 }
 
 #[cfg(test)]
@@ -144,5 +141,34 @@ mod tests {
         std::fs::remove_file(&others).expect("removed");
         delete(&instance).expect("deleted");
         assert!(!instance.data_dir.exists());
+    }
+
+    /// Below a link, and with a blank in its name: neither is so in the kernel's list.
+    #[test]
+    fn a_mount_is_seen_whatever_it_is_called() {
+        let place = std::env::temp_dir().join(format!("wharf-reset-mount-{}", std::process::id()));
+        let (real, precious) = (place.join("a disk"), place.join("precious"));
+        for directory in [&real, &precious] {
+            std::fs::create_dir_all(directory).expect("made");
+        }
+        let link = place.join("link");
+        std::os::unix::fs::symlink(&real, &link).expect("made");
+        let instance = Instance::at(link);
+        instance.make_data_dir().expect("made");
+        let (mounted, file) = (real.join("pods/my volume"), precious.join("file"));
+        std::fs::create_dir_all(&mounted).expect("made");
+        std::fs::write(&file, "text").expect("written");
+        rustix::mount::mount_bind(&precious, &mounted).expect("mounted");
+        let refused = delete(&instance);
+        let flags = rustix::mount::UnmountFlags::DETACH;
+        rustix::mount::unmount(&mounted, flags).expect("unmounted");
+        assert!(file.exists());
+        let refused = refused.expect_err("something is mounted").to_string();
+        assert!(
+            refused.contains("pods/my volume is still mounted"),
+            "{refused}"
+        );
+        delete(&instance).expect("deleted");
+        std::fs::remove_dir_all(place).expect("removed");
     }
 }
