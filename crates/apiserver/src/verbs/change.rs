@@ -334,7 +334,8 @@ fn finish(
 }
 
 /// Refuses a new state that is meant for another object or another state of it than the stored one.
-fn check_identity(
+/// If there is none stored, any revision will do.
+pub(super) fn check_identity(
     call: &Call,
     new: &Value,
     old: &Value,
@@ -357,7 +358,7 @@ fn check_identity(
     }
     let revision = metadata_str(new, "resourceVersion");
     if revision.is_empty() || revision == "0" {
-        if must_name_revision(call) {
+        if must_name_revision(call) && !old.is_null() {
             let fault = fault(
                 "metadata.resourceVersion",
                 FaultReason::Invalid,
@@ -379,7 +380,7 @@ fn check_identity(
             kinds::quote(revision)
         )));
     }
-    if revision != metadata_str(old, "resourceVersion") {
+    if !old.is_null() && revision != metadata_str(old, "resourceVersion") {
         return Err(call.modified());
     }
     Ok(())
@@ -411,12 +412,10 @@ fn carry_over(new: &mut Value, old: &Value) {
     for name in decided {
         let absent = metadata.get(name).is_none_or(Value::is_null);
         match old["metadata"].get(name) {
-            Some(value) if absent || name == "generation" => {
+            Some(value) if absent || matches!(name, "generation" | "deletionTimestamp") => {
                 metadata.insert(name.into(), value.clone());
             }
-            None if name.starts_with("deletion") => {
-                metadata.remove(name);
-            }
+            // Validation refuses what only a deletion sets.
             _ => {}
         }
     }

@@ -5,8 +5,10 @@ use http::{Response, StatusCode};
 
 use super::{body, change};
 use crate::Body;
+use crate::authorize::require;
 use crate::handle::Call;
 use crate::options::WriteOptions;
+use crate::route::RequestInfo;
 use crate::status::Failure;
 
 /// Reads the body and stores it as a new object.
@@ -17,4 +19,14 @@ pub(crate) async fn create(call: &Call, bytes: Bytes) -> Result<Response<Body>, 
     change::create(call, object, &options)
         .await?
         .answer(call, StatusCode::CREATED)
+}
+
+/// Who makes an object through another verb, because there is none to be changed, needs the right
+/// to create one as well.
+pub(super) fn require_right(call: &Call) -> Result<(), Failure> {
+    let create = RequestInfo {
+        verb: "create".into(),
+        ..call.info.clone()
+    };
+    require(&call.core.authorizer, &call.caller, &create)
 }

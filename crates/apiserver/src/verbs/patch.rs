@@ -290,6 +290,7 @@ async fn create(
             ),
         ));
     }
+    super::create::require_right(call)?;
     let mut object = apply(call, None, config, options, None)?;
     // There is no state yet that a revision could mean.
     members(&mut object, "metadata").remove("resourceVersion");

@@ -27,9 +27,47 @@ pub(crate) async fn through(
     drop(bytes);
     check_name(call, &object)?;
     check_namespace(call, &mut object)?;
+    // Somebody may delete the object, or make it, between the look and the write.
+    while sub.is_none() && is_made(call) && call.core.store().get(&call.key()).is_none() {
+        match create(call, object.clone(), &options).await {
+            Err(failure) if failure.reason() == "AlreadyExists" => {}
+            result => return result,
+        }
+    }
     change::update(call, &options, sub, |_old| Ok(object.clone()))
         .await?
         .answer(call, StatusCode::OK)
+}
+
+/// Kinds whose objects are made when they are to be replaced and are not there, as upstream's: what
+/// tools and writers that race keep in place by its name.
+fn is_made(call: &Call) -> bool {
+    let kind = call.resource.kind;
+    matches!(
+        (kind.group(), kind.kind()),
+        ("", "Endpoints" | "Event" | "Service")
+            | ("coordination.k8s.io", "Lease")
+            | ("events.k8s.io", "Event")
+            | (
+                "rbac.authorization.k8s.io",
+                "ClusterRole" | "ClusterRoleBinding" | "Role" | "RoleBinding"
+            )
+    )
+}
+
+/// Makes the object that is to be replaced.
+async fn create(
+    call: &Call,
+    mut object: Value,
+    options: &WriteOptions,
+) -> Result<Response<Body>, Failure> {
+    super::create::require_right(call)?;
+    change::check_identity(call, &object, &Value::Null, options)?;
+    // There is no state yet that a revision could mean.
+    members(&mut object, "metadata").remove("resourceVersion");
+    change::create(call, object, options)
+        .await?
+        .answer(call, StatusCode::CREATED)
 }
 
 /// The name in an object must be that of its path.

@@ -465,3 +465,38 @@ async fn a_node_does_not_say_what_is_to_run_on_it() {
     .await;
     check(&pod, json!({"status": {"phase": "Running"}}), "").await;
 }
+
+#[tokio::test]
+async fn who_may_change_and_not_create_makes_nothing() {
+    let house = House::new().await;
+    let rule = json!({"apiGroups": ["", "coordination.k8s.io"], "resources": ["*"], "verbs": ["get", "patch", "update"]});
+    allow(&house, "joe", json!([rule])).await;
+    let send = async |method: Method, path: &str, media_type: &str, body: Value| {
+        let mut request = request(method, path, &body);
+        let value = media_type.parse().expect("a media type");
+        request.headers_mut().insert("content-type", value);
+        house.send_as(user("joe"), request).await
+    };
+    let refusal = |resource: &str, group: &str| {
+        let name = [resource, group].join(".");
+        let name = name.trim_end_matches('.');
+        format!(
+            "{name} \"a\" is forbidden: User \"joe\" cannot create resource \"{resource}\" in API group \"{group}\" in the namespace \"default\""
+        )
+    };
+    let apply = "application/apply-patch+yaml";
+    let path = "/api/v1/namespaces/default/configmaps/a?fieldManager=joe";
+    let mut body = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
+    let refused = send(Method::PATCH, path, apply, body.clone()).await;
+    refused.expect_failure(403, "Forbidden", &refusal("configmaps", ""));
+    house.config_map("a", json!({})).await;
+    body["data"] = json!({"b": "c"});
+    send(Method::PATCH, path, apply, body)
+        .await
+        .expect_code(200);
+    let path = "/apis/coordination.k8s.io/v1/namespaces/default/leases/a";
+    let body = json!({"metadata": {"name": "a"}});
+    let refused = send(Method::PUT, path, "application/json", body).await;
+    let expected = refusal("leases", "coordination.k8s.io");
+    refused.expect_failure(403, "Forbidden", &expected);
+}

@@ -328,17 +328,60 @@ async fn of_two_writers_that_know_the_same_state_one_wins() {
         )
         .await
         .expect_failure(404, "NotFound", "configmaps \"nope\" not found");
+}
+
+#[tokio::test]
+async fn what_tools_keep_by_its_name_is_made_by_replacing_it() {
+    let house = House::new().await;
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/default/leases/a";
+    let mut body = json!({"metadata": {"name": "a", "uid": "5"}});
+    house.put(lease, body.clone()).await.expect_failure(
+        409,
+        "Conflict",
+        "Operation cannot be fulfilled on leases.coordination.k8s.io \"a\": StorageError: invalid object, Code: 4, Key: /registry/leases/default/a, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: 5, UID in object meta: ",
+    );
+    body["metadata"] = json!({"name": "a", "resourceVersion": "7"});
+    let dry = format!("{lease}?dryRun=All");
+    house.put(&dry, body.clone()).await.expect_code(201);
+    let made = house.put(lease, body.clone()).await.expect_code(201);
+    assert!(made.body["metadata"]["uid"].is_string() && made.revision() != "7");
+    house.put(lease, body).await.expect_code(409);
     house
-        .put(
-            "/apis/coordination.k8s.io/v1/namespaces/default/leases/nope",
-            json!({"metadata": {"name": "nope"}}),
-        )
+        .put(lease, json!({"metadata": {"name": "a"}}))
         .await
         .expect_failure(
-            404,
-            "NotFound",
-            "leases.coordination.k8s.io \"nope\" not found",
+            422,
+            "Invalid",
+            "leases.coordination.k8s.io \"a\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update",
         );
+    let service = "/api/v1/namespaces/default/services/s";
+    let body = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    let made = house.put(service, body).await.expect_code(201);
+    assert!(made.body["spec"]["clusterIP"].is_string());
+    let elsewhere = "/api/v1/namespaces/none/endpoints/e";
+    let body = json!({"metadata": {"name": "e"}});
+    let refused = house.put(elsewhere, body).await;
+    refused.expect_failure(404, "NotFound", "namespaces \"none\" not found");
+}
+
+#[tokio::test]
+async fn only_a_deletion_marks_an_object_as_deleted() {
+    let house = House::new().await;
+    house.config_map("a", json!({})).await;
+    let path = format!("{MAPS}/a");
+    let time = "2026-01-01T00:00:00Z";
+    let marks = json!({"name": "a", "deletionTimestamp": time, "deletionGracePeriodSeconds": 4});
+    let expected = "ConfigMap \"a\" is invalid: [metadata.deletionTimestamp: Invalid value: \"2026-01-01T00:00:00Z\": field is immutable, metadata.deletionGracePeriodSeconds: Invalid value: 4: field is immutable]";
+    let refused = house.merge(&path, json!({"metadata": marks})).await;
+    refused.expect_failure(422, "Invalid", expected);
+    let refused = house.put(&path, json!({"metadata": marks})).await;
+    refused.expect_failure(422, "Invalid", expected);
+    let held = json!({"metadata": {"finalizers": ["a.example/b"]}});
+    house.merge(&path, held).await.expect_code(200);
+    house.delete(&path, Value::Null).await.expect_code(200);
+    let moved = json!({"metadata": {"deletionTimestamp": time}});
+    let kept = house.merge(&path, moved).await.expect_code(200);
+    assert_ne!(kept.body["metadata"]["deletionTimestamp"], time);
 }
 
 #[tokio::test]
