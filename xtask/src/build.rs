@@ -12,15 +12,22 @@ use crate::packages;
 use crate::shell::{Run, cargo, command, root};
 
 const FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+/// Functions whose code is the same are one: a megabyte less. Only the linker that Rust brings along for
+/// this target knows it.
+const FOLDING: (&str, &str) = ("x86_64-unknown-linux-gnu", " -C link-arg=-Wl,--icf=all");
 
 /// Builds these packages for release; the directory with the programs.
 pub(crate) fn release(names: &[&str]) -> anyhow::Result<PathBuf> {
     packages::install(packages::BUILD)?;
     let host = host()?;
+    let mut flags = FLAGS.to_string();
+    if host == FOLDING.0 {
+        flags.push_str(FOLDING.1);
+    }
     let mut build = cargo();
     build
         .args(["build", "--locked", "--release", "--target", &host])
-        .env("RUSTFLAGS", FLAGS)
+        .env("RUSTFLAGS", flags)
         // A flag in the environment would win over the one above.
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     for name in names {
