@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -135,31 +135,27 @@ fn entries<'a>(
 }
 
 /// Replaces the file in one step; mode 0600, as it holds a key; the owner stays who it was.
+///
+/// The directory may be somebody else's, whose links we must not follow and whose files must not become
+/// ours: until it is put in its place, the new file has a name that nobody knows.
 fn write(path: &Path, config: &Value) -> anyhow::Result<()> {
     let text = serde_saphyr::to_string(config).context("write YAML")?;
     let path = target_of(path);
     let directory = path.parent().context("the kubeconfig has no directory")?;
-    let temporary = directory.join(format!(".wharf-kubeconfig-{}", std::process::id()));
     let written = (|| {
         fs::create_dir_all(directory)?;
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        // Made with O_EXCL and mode 0600; deleted again if it is not put in its place.
+        let mut file = tempfile::Builder::new()
+            .prefix(".wharf-kubeconfig-")
+            .tempfile_in(directory)?;
         file.write_all(text.as_bytes())?;
-        file.sync_all()?;
         if let Ok(metadata) = fs::metadata(&path) {
-            std::os::unix::fs::chown(&temporary, Some(metadata.uid()), Some(metadata.gid()))?;
+            std::os::unix::fs::fchown(&file, Some(metadata.uid()), Some(metadata.gid()))?;
         }
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))?;
-        fs::rename(&temporary, &path)
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        io::Result::Ok(())
     })();
-    if written.is_err() {
-        // It holds keys; it may also never have been made.
-        let _ = fs::remove_file(&temporary);
-    }
     written.with_context(|| format!("write {}", path.display()))
 }
 
@@ -176,6 +172,8 @@ fn target_of(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     struct Files(std::path::PathBuf);
@@ -241,6 +239,27 @@ mod tests {
             assert!(message.contains("--kubeconfig"), "{message}");
             assert_eq!(fs::read_to_string(&target).expect("there"), content);
         }
+    }
+
+    #[test]
+    fn links_that_wait_for_the_new_file_lead_nowhere() {
+        let files = Files::new("waiting");
+        let (admin, target) = (files.0.join("admin"), files.0.join("config"));
+        let victim = files.0.join("victim");
+        fs::write(&victim, "kept").expect("written");
+        let foreseen = format!(".wharf-kubeconfig-{}", std::process::id());
+        std::os::unix::fs::symlink(&victim, files.0.join(&foreseen)).expect("linked");
+        merge(&admin, &target, "wharf").expect("merged");
+        assert_eq!(fs::read_to_string(&victim).expect("there"), "kept");
+        let metadata = fs::symlink_metadata(&target).expect("there");
+        assert!(metadata.is_file());
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        let mut names: Vec<_> = fs::read_dir(&files.0)
+            .expect("listed")
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, [&foreseen, "admin", "config", "victim"]);
     }
 
     #[test]
