@@ -33,6 +33,7 @@ mod local;
 mod meta;
 mod openapi;
 mod options;
+mod places;
 mod review;
 mod route;
 mod serve;

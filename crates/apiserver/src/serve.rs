@@ -13,30 +13,34 @@ use hyper_util::server::conn::auto;
 use lifecycle::Drain;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tokio_util::task::TaskTracker;
 
 use crate::Body;
 use crate::caller::{Caller, Certified};
 use crate::handle::{Core, respond};
+use crate::places::{Place, Places};
 use crate::together::{Collected, Together};
 
 /// Connections that may be open at once; further peers wait in the listener's backlog.
 const CONNECTIONS: usize = 8192;
 /// A peer that has not finished its TLS handshake by then is dropped.
 const TIMEOUT_HANDSHAKE: Duration = Duration::from_secs(10);
-/// A peer that has not sent its whole request head by then is dropped (HTTP/1.1).
-const TIMEOUT_HEADERS: Duration = Duration::from_secs(32);
+/// A peer that has not sent its whole next request head by then is dropped (HTTP/1.1). It is how long
+/// upstream keeps a connection on which nothing happens, and clients rely on that.
+const TIMEOUT_HEADERS: Duration = Duration::from_secs(90);
 /// An HTTP/2 peer is asked for a sign of life this often, so that watches of dead peers end.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Requests that one HTTP/2 connection may have open; upstream's default.
 const STREAMS: u32 = 1000;
-/// Bytes of a request head; upstream allows as much (Go's default).
-const HEADER_BYTES: u32 = 1 << 20;
-/// Bytes that HTTP/1.1 buffers for one connection, request head included.
-const BUFFER_BYTES: usize = 1 << 20;
+/// Bytes of a request head of a peer with a certificate; upstream allows as much (Go's default). Also
+/// what HTTP/1.1 buffers for one connection.
+const HEAD_BYTES: u32 = 1 << 20;
+/// Bytes of a request head of any other peer: room for many times the largest token.
+const HEAD_BYTES_UNKNOWN: u32 = 64 * 1024;
 /// How long open requests may go on once the drain is signaled.
 const TIMEOUT_DRAIN: Duration = Duration::from_secs(5);
 
@@ -92,20 +96,34 @@ pub(crate) async fn serve(
     drain: Drain,
 ) {
     let acceptor = TlsAcceptor::from(tls);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let open = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Places::new());
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = drain.signaled() => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &open) => accepted,
         };
-        let Some((stream, place)) = accepted else {
+        let Some((stream, peer, permit)) = accepted else {
             continue;
         };
         let (core, acceptor, drain) = (core.clone(), acceptor.clone(), drain.clone());
+        let places = places.clone();
         connections.spawn(async move {
-            connection(core, stream, acceptor, drain).await;
-            drop(place);
+            let handshake = async {
+                let place = places.take(peer.0).await;
+                (acceptor.accept(stream).await, place)
+            };
+            let shaken = tokio::select! {
+                () = drain.signaled() => return,
+                shaken = tokio::time::timeout(TIMEOUT_HANDSHAKE, handshake) => shaken,
+            };
+            match shaken {
+                Ok((Ok(stream), place)) => connection(core, stream, peer, place, drain).await,
+                Ok((Err(error), _)) => tracing::debug!(%error, "TLS handshake"),
+                Err(_) => tracing::debug!(peer = %peer.0, "TLS handshake timed out"),
+            }
+            drop(permit);
         });
     }
     connections.close();
@@ -122,11 +140,15 @@ pub(crate) async fn serve(
 
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.ok()?;
+    open: &Arc<Semaphore>,
+) -> Option<(TcpStream, Peer, OwnedSemaphorePermit)> {
+    let permit = open.clone().acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, place)),
+        Ok((stream, address)) => {
+            // Events are small and must not wait for one another.
+            stream.set_nodelay(true).ok();
+            Some((stream, Peer(address.ip().to_canonical()), permit))
+        }
         Err(error) => {
             // Out of file descriptors, most likely: trying again at once would spin.
             tracing::warn!(%error, "accept a connection");
@@ -136,28 +158,24 @@ async fn accept(
     }
 }
 
-async fn connection(core: Arc<Core>, stream: TcpStream, acceptor: TlsAcceptor, drain: Drain) {
-    // Events are small and must not wait for one another.
-    stream.set_nodelay(true).ok();
-    let peer = stream
-        .peer_addr()
-        .ok()
-        .map(|address| Peer(address.ip().to_canonical()));
-    let handshake = tokio::time::timeout(TIMEOUT_HANDSHAKE, acceptor.accept(stream));
-    let stream = match handshake.await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "TLS handshake");
-            return;
-        }
-        Err(_) => return,
-    };
+async fn connection(
+    core: Arc<Core>,
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    place: Place,
+    drain: Drain,
+) {
     let caller = stream
         .get_ref()
         .1
         .peer_certificates()
         .and_then(|chain| Caller::from_certificate(chain.first()?))
         .map(Arc::new);
+    let head_bytes = match caller {
+        Some(_) => HEAD_BYTES,
+        None => HEAD_BYTES_UNKNOWN,
+    };
+    let _place = caller.is_none().then_some(place);
     let service = hyper::service::service_fn({
         let drain = drain.clone();
         move |request: Request<Incoming>| {
@@ -166,9 +184,7 @@ async fn connection(core: Arc<Core>, stream: TcpStream, acceptor: TlsAcceptor, d
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Certified(caller));
                 request.extensions_mut().insert(drain);
-                if let Some(peer) = peer {
-                    request.extensions_mut().insert(peer);
-                }
+                request.extensions_mut().insert(peer);
                 Ok::<_, Infallible>(respond(core, None, request).await)
             }
         }
@@ -178,13 +194,13 @@ async fn connection(core: Arc<Core>, stream: TcpStream, acceptor: TlsAcceptor, d
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(TIMEOUT_HEADERS)
-        .max_buf_size(BUFFER_BYTES)
+        .max_buf_size(head_bytes as usize)
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEADER_BYTES);
+        .max_header_list_size(head_bytes);
     let (stream, collected) = if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
         let collected = Collected::new(stream);
         (Either::Left(collected.clone()), Some(collected))

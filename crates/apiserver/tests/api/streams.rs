@@ -240,6 +240,33 @@ async fn certificates_and_tokens_are_identities_and_draining_ends_watches() {
 }
 
 #[tokio::test]
+async fn a_long_head_is_for_those_who_are_known() {
+    let listening = Listening::new().await;
+    let issued = listening
+        .authority
+        .issue_client("root", Some("system:masters"))
+        .expect("a certificate");
+    let admin = listening.client(json!({
+        "client-certificate-data": base64(&issued.certificate_pem),
+        "client-key-data": base64(&issued.key_pem),
+    }));
+    let nobody = listening.client(json!({}));
+    let check = async |client: &kube::Client, bytes: usize, expected: u16| {
+        let request = http::Request::builder()
+            .uri("/version")
+            .header("x-long", "x".repeat(bytes))
+            .body(kube::client::Body::empty())
+            .expect("a request");
+        let answer = client.send(request).await.expect("an answer");
+        assert_eq!(answer.status().as_u16(), expected, "{bytes}");
+    };
+    check(&nobody, 50_000, 200).await;
+    check(&nobody, 200_000, 431).await;
+    check(&admin, 900_000, 200).await;
+    check(&admin, 2_500_000, 431).await;
+}
+
+#[tokio::test]
 async fn garbage_on_the_port_does_no_harm() {
     let listening = Listening::new().await;
     let address = listening.url.trim_start_matches("https://").to_owned();
