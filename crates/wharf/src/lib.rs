@@ -12,6 +12,7 @@ mod control;
 mod dns_probe;
 mod kubeconfig;
 mod local_node;
+mod log_file;
 mod logging;
 mod parts;
 mod progress;
@@ -80,7 +81,7 @@ fn version() -> Version {
 
 /// What must hold before anything is opened.
 fn prepare(config: &Config) -> anyhow::Result<Lock> {
-    logging::start()?;
+    logging::start(&config.instance.log_file())?;
     config.instance.make_data_dir()?;
     refuse_full_disk(&config.instance.data_dir)?;
     match config.instance.lock()? {

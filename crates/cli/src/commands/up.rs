@@ -24,8 +24,6 @@ use crate::{Config, kubeconfig};
 
 /// How much of the log is shown when the server died.
 const LOG_TAIL_BYTES: u64 = 2000;
-/// A longer log is put aside at a start.
-const LOG_BYTES_MAX: u64 = 10 << 20;
 
 pub(super) fn run(config: &Config) -> anyhow::Result<()> {
     require_root("start a cluster")?;
@@ -119,10 +117,6 @@ fn merge(config: &Config) -> anyhow::Result<()> {
 
 fn spawn(config: &Config) -> anyhow::Result<Child> {
     let path = config.instance.log_file();
-    if path.metadata().is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
-        std::fs::rename(&path, path.with_extension("log.1"))
-            .with_context(|| format!("put {} aside", path.display()))?;
-    }
     let log = OpenOptions::new()
         .append(true)
         .create(true)
@@ -208,6 +202,8 @@ fn log_tail(config: &Config, start: u64) -> String {
     let mut text = Vec::new();
     if let Ok(mut file) = std::fs::File::open(config.instance.log_file()) {
         let length = file.metadata().map_or(0, |metadata| metadata.len());
+        // A server puts a long log aside and begins a new one.
+        let start = if start <= length { start } else { 0 };
         let from = start.max(length.saturating_sub(LOG_TAIL_BYTES));
         // What cannot be read is not shown; the path stands in the message.
         let _ = file
