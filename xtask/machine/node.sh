@@ -7,7 +7,7 @@ does "doctor" wharf doctor
 
 # Under systemd, as packaging/wharf.service has it.
 does "the unit starts" systemctl start wharf
-comes "the server is ready" 300 wharf status
+does "the server is ready when it has" wharf status
 for image in /machine/images/*.tar; do does "load $(basename "$image")" wharf image load "$image"; done
 does "up writes the kubeconfig of a server that runs" wharf up
 does "apply" kubectl apply -f /machine/pods.yaml
@@ -35,7 +35,7 @@ server=$(systemctl show -p MainPID --value wharf)
 kill -9 "$server"
 comes "systemd starts a killed server again" 300 sh -c "[ \$(systemctl show -p MainPID --value wharf) != $server ] && wharf status"
 does "the unit is restarted" systemctl restart wharf
-comes "the server is ready again" 300 wharf status
+does "the server is ready again when it has" wharf status
 is "keepers are the same" "$(keepers)" "$keepers"
 is "containers are the same" "$(in_pods)" "$before"
 is "nothing was restarted" "$(kubectl get pods -o 'jsonpath={.items[*].status.containerStatuses[*].restartCount}')" "0 0 0 0 0"

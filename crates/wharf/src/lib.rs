@@ -17,6 +17,7 @@ mod logging;
 mod parts;
 mod progress;
 mod server;
+mod service_manager;
 mod serving;
 
 use std::path::Path;

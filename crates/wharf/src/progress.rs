@@ -1,10 +1,13 @@
-//! What `wharf up` shows while the server starts.
+//! How far the start is: what `wharf up` shows meanwhile, and what a service manager waits for.
 
 use std::io::Write;
 
 use cli::control::Progress;
 
-/// Tells the starting command, through standard output, or nobody.
+use crate::service_manager;
+
+/// Tells the starting command, through standard output, if it reads that, and a service manager, if
+/// there is one.
 #[derive(Debug)]
 pub(crate) struct Teller {
     told: bool,
@@ -19,6 +22,7 @@ impl Teller {
     /// Says what is being done now.
     pub(crate) fn step(&self, message: &str) {
         tracing::info!("{message}");
+        service_manager::tell_status(message);
         self.tell(&Progress::Step {
             message: message.into(),
         });
@@ -26,12 +30,15 @@ impl Teller {
 
     /// Says that it is ready, and lets go of standard output.
     pub(crate) fn ready(self) {
+        service_manager::tell_status("The cluster is ready");
+        service_manager::tell(service_manager::READY);
         self.tell(&Progress::Ready);
         self.let_go();
     }
 
     /// Says why it cannot start, and lets go of standard output.
     pub(crate) fn failed(self, error: &anyhow::Error) {
+        service_manager::tell_status(&cli::in_words(error));
         self.tell(&Progress::Failed {
             message: cli::in_words(error),
         });

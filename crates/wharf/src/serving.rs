@@ -20,7 +20,7 @@ use crate::local_node::LocalNode;
 use crate::parts::Ground;
 use crate::progress::Teller;
 use crate::server::{Server, Workers};
-use crate::{KUBERNETES, control, dns_probe, kubeconfig};
+use crate::{KUBERNETES, control, dns_probe, kubeconfig, service_manager};
 
 /// Below which all names of the cluster are.
 const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -38,6 +38,7 @@ pub(crate) async fn run(config: Config, lock: Lock, teller: Teller) -> anyhow::R
     };
     let watching = tokio::spawn(tell_when_ready(started.server.clone(), teller));
     until_told(&ended).await?;
+    service_manager::tell(service_manager::STOPPING);
     tracing::info!("ending; containers go on unless they were taken down");
     started.server.end.signal();
     started.server.stop_workers().await;
