@@ -236,7 +236,8 @@ fn killed_daemon_loses_nothing() -> anyhow::Result<()> {
     nothing_left(&name, &directory)
 }
 
-/// One pod writes down that it was told to end; another does not listen.
+/// One pod writes down that it was told to end, after its hook has asked for a name; another does not
+/// listen.
 const ENDINGS: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -248,6 +249,8 @@ spec:
     imagePullPolicy: IfNotPresent
     command: [sh, -c, "trap 'echo saved > /out/saved; exit 0' TERM; touch /out/ready; while true; do sleep 0.1; done"]
     readinessProbe: {exec: {command: [test, -e, /out/ready]}, periodSeconds: 1}
+    lifecycle:
+      preStop: {exec: {command: [sh, -c, "nslookup kubernetes.default.svc.cluster.local > /out/asked"]}}
     volumeMounts: [{name: out, mountPath: /out}]
   volumes: [{name: out, hostPath: {path: DIRECTORY, type: DirectoryOrCreate}}]
 ---
@@ -289,6 +292,8 @@ fn containers_may_end_in_peace() -> anyhow::Result<()> {
     eventually("the pod was told", || {
         std::fs::read_to_string(out.join("saved")).context("it wrote nothing")
     })?;
+    let asked = std::fs::read_to_string(out.join("asked")).context("the hook did not run")?;
+    ensure!(asked.contains("Name:"), "the hook got no answer: {asked}");
     down.kill()?;
     down.wait()?;
     instance
@@ -301,12 +306,15 @@ fn containers_may_end_in_peace() -> anyhow::Result<()> {
         .says("The cluster is ready")?;
     kubectl.run(&ready)?.ok()?;
     // Also without a server.
-    std::fs::remove_file(out.join("saved"))?;
+    for file in ["saved", "asked"] {
+        std::fs::remove_file(out.join(file))?;
+    }
     let (name, directory) = (instance.name()?, instance.data_dir());
     let pid = instance.pid()?.to_string();
     conformance::run(std::process::Command::new("kill").args(["-9", &pid]), "")?.ok()?;
     instance.wharf(&["down", "--timeout", "2"])?.ok()?;
     ensure!(out.join("saved").exists(), "the pod was not told");
+    ensure!(out.join("asked").exists(), "the hook did not run");
     nothing_left(&name, &directory)
 }
 
