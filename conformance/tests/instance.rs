@@ -695,7 +695,7 @@ fn full_disk_is_said_and_survived() -> anyhow::Result<()> {
         "-t",
         "tmpfs",
         "-o",
-        "size=24m",
+        "size=24m,mode=0700",
         "wharf-small",
         &target,
     ])?;
