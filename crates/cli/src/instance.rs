@@ -145,12 +145,16 @@ fn refuse_others(directory: &Path) -> anyhow::Result<()> {
     if reached.mode() & 0o022 == 0 {
         return Ok(());
     }
-    // A place that many share, such as /tmp, has the sticky bit, or something of theirs in it.
-    let is_empty =
-        || std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
-    if reached.mode() & 0o1000 != 0 || !is_empty() {
+    if reached.mode() & 0o1000 != 0 {
+        // Many share it, as /tmp.
         bail!(
-            "others can write in {0}; choose a place of its own with --data-dir, such as {0}/wharf, or keep them out: chmod go-w {0}",
+            "others can write in {0}; choose a place of its own with --data-dir, such as {0}/wharf",
+            directory.display()
+        );
+    }
+    if !std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none()) {
+        bail!(
+            "others can write in {0}; choose another place with --data-dir, or, if everything in it is known to be harmless, keep them out: chmod go-w {0}",
             directory.display()
         );
     }
