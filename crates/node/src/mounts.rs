@@ -36,22 +36,21 @@ pub(crate) fn mounts(
         let source = match sub_path(mount, &value_of)? {
             None => place.clone(),
             Some(path) => {
-                let target = pod_dir
+                let own = pod_dir
                     .join(SUB_PATHS)
                     .join(volume)
                     .join(name)
                     .join(index.to_string());
-                let bound = volume::remove(&target)
+                let bound = volume::remove(&own)
                     .map_err(|error| error.to_string())
                     .and_then(|()| {
-                        bind_sub_path(place, &path, &target).map_err(|error| error.to_string())
+                        bind_sub_path(place, &path, &own).map_err(|error| error.to_string())
                     });
                 bound.map_err(|error| {
                     format!(
                         "failed to prepare subPath for volumeMount \"{volume}\" of container \"{name}\": {error}"
                     )
-                })?;
-                target
+                })?
             }
         };
         mounts.push(Mount {

@@ -4,14 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
 use crate::{MachineError, failed};
 
 /// Rounds of unmounting: what lies on one another, and what somebody mounts meanwhile.
 const ROUNDS_MAX: usize = 16;
 
-/// Unmounts everything at and below `directory`, and removes it. Links are removed, not followed,
+/// Unmounts everything at and below `directory`, here alone: what was bound there stays mounted where
+/// it came from, with all that is mounted in it; and removes the directory. Links are removed, not followed,
 /// and a mount that cannot be taken away is an error, never emptied. Absent is fine.
 pub fn remove(directory: &Path) -> Result<(), MachineError> {
     let Some(directory) = true_path(directory)? else {
@@ -46,13 +46,13 @@ fn unmount_below(directory: &Path) -> Result<(), MachineError> {
         if found.is_empty() {
             return Ok(());
         }
+        // All of them first: what tells of an unmount is the mount that it lies on.
+        for mount in &found {
+            mounts::cut_off(mount).map_err(failed("make private", mount))?;
+        }
         // Later ones lie on earlier ones.
         for mount in found.iter().rev() {
-            match unmount(mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-                // It went with one above it.
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-                Err(error) => return Err(failed("unmount", mount)(error)),
-            }
+            mounts::detach(mount).map_err(failed("unmount", mount))?;
         }
     }
     Err(failed("unmount what is below", directory)(Errno::BUSY))

@@ -6,11 +6,14 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat2};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_bind, mount_change, move_mount,
+    open_tree,
+};
 
 use crate::{MachineError, failed};
 
@@ -28,10 +31,14 @@ pub enum SubPathError {
     Machine(#[from] MachineError),
 }
 
-/// Binds the part `sub_path` of a volume to `target`, with what is mounted in it. A directory that
-/// is missing is made, with the mode of the volume; `target` is made if it is missing. Taken away by
-/// [`crate::remove`] on `target` or a directory above it.
-pub fn bind_sub_path(volume: &Path, sub_path: &str, target: &Path) -> Result<(), SubPathError> {
+/// Name of what is bound, in the place of ours.
+const PART: &str = "part";
+
+/// Binds the part `sub_path` of a volume below `place`, a directory of our own that is made if it is
+/// missing, and says where. A directory that is missing in the volume is made, with the volume's mode.
+/// As upstream, what is mounted in the part is no part of it, and what is mounted there later is.
+/// Taken away by [`crate::remove`] on `place` or a directory above it.
+pub fn bind_sub_path(volume: &Path, sub_path: &str, place: &Path) -> Result<PathBuf, SubPathError> {
     let whole = volume.join(sub_path);
     let machine = |step| failed::<Errno>(step, &whole);
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -40,25 +47,30 @@ pub fn bind_sub_path(volume: &Path, sub_path: &str, target: &Path) -> Result<(),
     let kind = fstat(&part)
         .map(|stat| FileType::from_raw_mode(stat.st_mode))
         .map_err(machine("look at"))?;
-    make_target(target, kind == FileType::Directory)?;
+    fs::create_dir_all(place).map_err(failed("make directory", place))?;
+    // What is bound goes on to be told of the machine's mounts and tells of its own, unmounts, too. In
+    // a mount that is ours alone, all below it can be cut off at once, even what something else covers.
+    mount_bind(place, place).map_err(failed("bind", place))?;
+    mount_change(place, MountPropagationFlags::PRIVATE).map_err(failed("make private", place))?;
+    let target = place.join(PART);
+    make_target(&target, kind == FileType::Directory)?;
     let tree = open_tree(
         &part,
         "",
         OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH
-            | OpenTreeFlags::AT_RECURSIVE,
+            | OpenTreeFlags::AT_EMPTY_PATH,
     )
     .map_err(machine("bind"))?;
     move_mount(
         &tree,
         "",
         CWD,
-        target,
+        &target,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
-    .map_err(failed("mount on", target))?;
-    Ok(())
+    .map_err(failed("mount on", &target))?;
+    Ok(target)
 }
 
 fn open_or_make(root: OwnedFd, sub_path: &str, whole: &Path) -> Result<OwnedFd, SubPathError> {
@@ -144,9 +156,6 @@ fn make_target(target: &Path, directory: bool) -> Result<(), MachineError> {
     if directory {
         return fs::create_dir_all(target).map_err(failed("make directory", target));
     }
-    if let Some(above) = target.parent() {
-        fs::create_dir_all(above).map_err(failed("make directory", above))?;
-    }
     fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -159,8 +168,10 @@ fn make_target(target: &Path, directory: bool) -> Result<(), MachineError> {
 mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
     use super::*;
-    use crate::remove;
+    use crate::{remove, unmount_all};
 
     struct Case {
         place: tempfile::TempDir,
@@ -175,14 +186,13 @@ mod tests {
             Case { place }
         }
 
-        fn volume(&self) -> std::path::PathBuf {
+        fn volume(&self) -> PathBuf {
             self.place.path().join("volume")
         }
 
-        fn bind(&self, sub_path: &str) -> Result<std::path::PathBuf, String> {
+        fn bind(&self, sub_path: &str) -> Result<PathBuf, String> {
             let target = self.place.path().join("parts/0");
-            bind_sub_path(&self.volume(), sub_path, &target).map_err(|error| error.to_string())?;
-            Ok(target)
+            bind_sub_path(&self.volume(), sub_path, &target).map_err(|error| error.to_string())
         }
     }
 
@@ -255,5 +265,84 @@ mod tests {
         check("a/../../secret", "without \"..\"");
         check("/etc", "must be a relative path");
         check("a/file/x", "Not a directory");
+    }
+
+    /// A file system whose mounts are told to others, as on most machines.
+    struct Machine {
+        place: tempfile::TempDir,
+    }
+
+    impl Machine {
+        fn new() -> Machine {
+            let machine = Machine {
+                place: tempfile::tempdir().expect("a temporary directory"),
+            };
+            mount_memory(machine.place.path());
+            mount_change(machine.place.path(), MountPropagationFlags::SHARED).expect("shared");
+            machine
+        }
+
+        fn directory(&self, path: &str) -> PathBuf {
+            let path = self.place.path().join(path);
+            fs::create_dir_all(&path).expect("a directory");
+            path
+        }
+
+        /// Mounts a file system with a file on what is there already.
+        fn mount(&self, path: &str) -> PathBuf {
+            let path = self.directory(path);
+            mount_memory(&path);
+            fs::write(path.join("precious"), "x").expect("a file");
+            path
+        }
+    }
+
+    impl Drop for Machine {
+        fn drop(&mut self) {
+            unmount_all(self.place.path()).expect("unmounted");
+        }
+    }
+
+    fn mount_memory(path: &Path) {
+        mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).expect("a mount");
+    }
+
+    #[test]
+    fn what_the_machine_has_mounted_in_a_part_stays_when_the_part_goes() {
+        let machine = Machine::new();
+        let volume = machine.directory("volume");
+        let kept = [
+            machine.mount("volume/part/before"),
+            machine.mount("volume/part/before/deep"),
+        ];
+        let target = machine.directory("pods/0").join("0");
+        let bound = bind_sub_path(&volume, "part", &target).expect("bound");
+        assert!(bound.join("before").exists());
+        remove(&target).expect("removed");
+        let bound = bind_sub_path(&volume, "part", &target).expect("bound again");
+        // Mounts of the machine come to the part, also right onto it.
+        let late = [
+            machine.mount("volume/part/late"),
+            machine.mount("volume/part/late/deep"),
+        ];
+        assert!(bound.join("late/precious").exists());
+        let onto = machine.mount("volume/part");
+        assert!(bound.join("precious").exists());
+        remove(&machine.place.path().join("pods")).expect("removed");
+        assert!(onto.join("precious").exists(), "what lies on the part");
+        unmount(&onto, UnmountFlags::empty()).expect("unmounted");
+        for path in kept.iter().chain(&late) {
+            assert!(path.join("precious").exists(), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_volume_is_no_part_of_it() {
+        let machine = Machine::new();
+        let volume = machine.directory("volume");
+        machine.mount("volume/part/below");
+        let bound = bind_sub_path(&volume, "part", &machine.directory("pods/0")).expect("bound");
+        assert!(bound.join("below").exists());
+        assert!(!bound.join("below/precious").exists());
     }
 }
