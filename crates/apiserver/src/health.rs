@@ -2,6 +2,7 @@
 
 use http::{Response, StatusCode};
 use serde_json::json;
+use store::Health;
 
 use crate::Body;
 use crate::handle::Core;
@@ -21,10 +22,16 @@ pub(crate) fn answer(core: &Core, path: &str, query: &Query) -> Option<Response<
     if !matches!(endpoint, "healthz" | "livez" | "readyz") {
         return None;
     }
+    let store = match core.store().health() {
+        Health::Writes => true,
+        // To begin anew makes no room on a disk.
+        Health::Refuses => endpoint == "livez",
+        Health::Ended => false,
+    };
     let checks = [
         ("ping", true),
         ("log", true),
-        ("store", core.store().revision().0 > 0),
+        ("store", store),
         (
             "poststarthook/bootstrap",
             core.is_started() || endpoint == "livez",

@@ -27,6 +27,7 @@ mod watch;
 mod writer;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
@@ -69,6 +70,19 @@ impl Default for Options {
 pub(crate) struct Shared<M> {
     pub(crate) published: RwLock<Snapshot<M>>,
     pub(crate) history: History<M>,
+    /// Whether the engine refused the last batch.
+    pub(crate) failing: AtomicBool,
+}
+
+/// Whether a store takes writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does, as far as is known.
+    Writes,
+    /// The engine refused what was written last; it is asked again with each write.
+    Refuses,
+    /// It never will again: it was closed, or its writer has come to a bad end.
+    Ended,
 }
 
 /// An ordered, revisioned, durable map that can be watched. Clones are handles to the same store.
@@ -167,6 +181,17 @@ impl<M: Send + Sync + 'static> Store<M> {
         after: Revision,
     ) -> Result<Watch<M>, Compacted> {
         self.shared.history.watch(space, name_prefix, after)
+    }
+
+    /// Whether writes are taken.
+    pub fn health(&self) -> Health {
+        if self.requests.is_closed() {
+            Health::Ended
+        } else if self.shared.failing.load(Ordering::Relaxed) {
+            Health::Refuses
+        } else {
+            Health::Writes
+        }
     }
 
     /// Finishes what has been queued, closes the engine and ends all watches. Commits fail from now

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -30,8 +31,6 @@ pub(crate) enum Request<M> {
 pub(crate) struct Writer<M> {
     engine: Box<dyn DurableEngine>,
     shared: Arc<Shared<M>>,
-    /// Whether the last commit failed, so that the log tells of the change and not of each failure.
-    failing: bool,
 }
 
 /// What is done with one fsync.
@@ -57,6 +56,7 @@ impl<M: Send + Sync + 'static> Writer<M> {
             Ok(state) => Arc::new(Shared {
                 history: History::new(state.revision(), options),
                 published: RwLock::new(state),
+                failing: AtomicBool::new(false),
             }),
             Err(error) => {
                 // Whoever asked may have gone; then nobody wants to know.
@@ -67,7 +67,6 @@ impl<M: Send + Sync + 'static> Writer<M> {
         let mut writer = Writer {
             engine,
             shared: shared.clone(),
-            failing: false,
         };
         if opened.send(Ok(shared)).is_err() {
             writer.close();
@@ -120,7 +119,7 @@ impl<M: Send + Sync + 'static> Writer<M> {
                 self.refuse(answers, error);
                 return;
             }
-            if std::mem::take(&mut self.failing) {
+            if self.shared.failing.swap(false, Ordering::Relaxed) {
                 tracing::info!("the store can write again");
             }
             let replaced = std::mem::replace(&mut *self.shared.published.write(), state);
@@ -136,7 +135,8 @@ impl<M: Send + Sync + 'static> Writer<M> {
     /// Tells all of a failed batch so. Also those that had a conflict: it may have been with a
     /// write that now has not happened.
     fn refuse(&mut self, answers: Vec<(Answer<M>, Outcome<M>)>, error: EngineError) {
-        if !std::mem::replace(&mut self.failing, true) {
+        // The log tells of the change and not of each failure.
+        if !self.shared.failing.swap(true, Ordering::Relaxed) {
             tracing::error!(%error, "the store cannot write; nothing was lost, writes are refused until it can");
         }
         for (answer, _) in answers {

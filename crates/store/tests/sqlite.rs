@@ -9,7 +9,8 @@ use bytes::Bytes;
 use rusqlite::Connection;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use store::{
-    Body, CommitError, EngineError, Key, OpenError, Options, Revision, Sqlite, Store, Transaction,
+    Body, CommitError, EngineError, Health, Key, OpenError, Options, Revision, Sqlite, Store,
+    Transaction,
 };
 
 async fn open(path: &Path) -> Result<Store<usize>, OpenError> {
@@ -210,6 +211,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_serves_again_when_there_is
         "{refused}"
     );
     assert!(written > 0);
+    assert_eq!(store.health(), Health::Refuses);
     let before = content(&store);
     assert_eq!(before.len(), written);
     assert!(put(&store, "too large", &body).await.is_err());
@@ -218,8 +220,10 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_serves_again_when_there_is
     fs::remove_file(&ballast).expect("is there");
     let revision = put(&store, "fits", &body).await.expect("there is room");
     assert_eq!(revision, Revision(written as u64 + 1));
+    assert_eq!(store.health(), Health::Writes);
     let before = content(&store);
     store.close().await;
+    assert_eq!(store.health(), Health::Ended);
     drop(store);
     let store = open(&path).await.expect("opens again");
     assert_eq!(content(&store), before);

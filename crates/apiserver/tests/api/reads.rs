@@ -255,6 +255,17 @@ async fn discovery_and_health() {
 }
 
 #[tokio::test]
+async fn a_server_whose_store_has_ended_is_not_well() {
+    let mut store = None;
+    let house = House::with(|config| store = Some(config.store.clone())).await;
+    store.expect("the house has a store").close().await;
+    for path in ["/readyz", "/livez", "/healthz"] {
+        let told = house.get(path).await.expect_code(500).text;
+        assert!(told.contains("[-]store failed"), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn events_have_two_views() {
     let house = House::new().await;
     house
