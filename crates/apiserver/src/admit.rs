@@ -5,7 +5,7 @@
 
 mod default_tolerations;
 mod escalation;
-mod namespace_lifecycle;
+pub(crate) mod namespace_lifecycle;
 mod node_restriction;
 mod pod_security;
 mod priority;

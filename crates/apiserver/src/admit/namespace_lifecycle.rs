@@ -1,17 +1,34 @@
 //! Nothing new in a namespace that is missing or being deleted; the namespaces that a cluster
 //! cannot do without are not deleted.
 
+use std::sync::Arc;
+
+use store::Entry;
+
 use super::{Admission, Operation};
-use crate::meta;
+use crate::encode::metadata_str;
+use crate::handle::Call;
+use crate::meta::{self, Meta};
 use crate::status::Failure;
 
 const IMMORTAL: &[&str] = &["default", "kube-system", "kube-public"];
 
 /// Refuses new objects where there is no living namespace for them.
 pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
-    let call = admission.call;
-    if admission.operation != Operation::Create || !call.resource.kind.namespaced() {
+    if admission.operation != Operation::Create {
         return Ok(());
+    }
+    let name = metadata_str(admission.object, "name");
+    living(admission.call, name).map(drop)
+}
+
+/// The namespace in which `name` is to be made; none for an object of the whole cluster.
+///
+/// # Errors
+/// That there is no such namespace, or that it is being deleted.
+pub(crate) fn living(call: &Call, name: &str) -> Result<Option<Arc<Entry<Meta>>>, Failure> {
+    if !call.resource.kind.namespaced() {
+        return Ok(None);
     }
     let namespace = call.info.namespace.as_str();
     let namespaces = call.core.builtin("", "v1", "namespaces");
@@ -24,10 +41,9 @@ pub(super) fn admit(admission: &mut Admission<'_>) -> Result<(), Failure> {
         .iter()
         .any(|(field, value)| *field == "status.phase" && value == "Terminating");
     if !is_terminating && !facts.is_leaving {
-        return Ok(());
+        return Ok(Some(found));
     }
     let message = format!("namespace {namespace} is being terminated");
-    let name = crate::encode::metadata_str(admission.object, "name");
     Err(Failure::forbidden(
         call.resource.name(),
         name,

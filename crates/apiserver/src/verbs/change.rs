@@ -14,7 +14,7 @@ use store::{CommitError, Entry, Expected, Key, Transaction, Write};
 
 use super::{answer, managed};
 use crate::Body;
-use crate::admit::{self, Admission, Operation};
+use crate::admit::{self, Admission, Operation, namespace_lifecycle};
 use crate::allocate::{self, Claims};
 use crate::encode::{members, metadata_str};
 use crate::handle::Call;
@@ -135,17 +135,18 @@ async fn create_named(
             };
         }
         let transaction = Transaction::create(key.clone(), resource.to_stored(&object));
-        let transaction = in_namespace(call, claims.join(transaction));
+        let transaction = in_namespace(call, &name, claims.join(transaction))?;
         match commit(call, transaction).await {
             Ok(entry) => return Ok(Done::Stored(entry)),
             Err(Refused::Conflict(at)) if at == key => return Err(exists()),
-            Err(Refused::Conflict(at)) => lost_namespace(call, &at)?,
+            // An address was taken, or the namespace is not what it was.
+            Err(Refused::Conflict(_)) => {}
             Err(Refused::Failure(failure)) => return Err(failure),
         }
         claims.release(&mut object);
     }
     Err(Failure::too_many_requests(
-        "addresses are being taken faster than this object can be stored; try again",
+        "addresses are being taken, or its namespace is being changed, faster than this object can be stored; try again",
         1,
     ))
 }
@@ -219,25 +220,13 @@ fn generated_name(prefix: &str) -> String {
     name
 }
 
-/// Adds the condition that the namespace is still there.
-fn in_namespace(call: &Call, transaction: Transaction) -> Transaction {
-    if !call.resource.kind.namespaced() {
-        return transaction;
-    }
-    transaction.check(namespace_key(&call.info.namespace), Expected::Present)
-}
-
-fn namespace_key(namespace: &str) -> Key {
-    Key::new("namespaces", namespace)
-}
-
-/// 404 if it was the namespace whose condition did not hold.
-fn lost_namespace(call: &Call, at: &Key) -> Result<(), Failure> {
-    if *at == namespace_key(&call.info.namespace) {
-        let namespaces = call.core.builtin("", "v1", "namespaces");
-        return Err(Failure::not_found(namespaces.name(), &call.info.namespace));
-    }
-    Ok(())
+/// Adds the condition that the namespace is as it is now, which is alive. What is made after it was
+/// marked as deleted would not be found by who empties it.
+fn in_namespace(call: &Call, name: &str, transaction: Transaction) -> Result<Transaction, Failure> {
+    Ok(match namespace_lifecycle::living(call, name)? {
+        Some(found) => transaction.check(found.key.clone(), Expected::At(found.revision)),
+        None => transaction,
+    })
 }
 
 /// Changes an object: `make` gets the state that is stored and returns the one to be stored, as
@@ -479,6 +468,39 @@ pub(crate) async fn commit(
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[tokio::test]
+    async fn nothing_is_made_in_a_namespace_that_was_marked_in_between() {
+        let engine = Box::new(store::Memory);
+        let options = store::Options::default();
+        let store = store::Store::open(engine, crate::extract(), options).await;
+        let config = crate::Config::new(
+            store.expect("memory opens"),
+            Arc::new(pki::Authority::in_memory().expect("an authority")),
+            Arc::new(pki::TokenKey::in_memory().expect("a key")),
+        );
+        let server = crate::ApiServer::new(config).await.expect("a server");
+        let core = &server.core;
+        let namespaces = core.builtin("", "v1", "namespaces");
+        let namespace = Call::internal(core, namespaces, "", "team");
+        let options = WriteOptions::internal();
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}, "spec": {"finalizers": ["kubernetes"]}});
+        let made = create(&namespace, object, &options).await;
+        made.map(drop).expect("a namespace");
+
+        let maps = core.builtin("", "v1", "configmaps");
+        let call = Call::internal(core, maps, "team", "a");
+        let body = maps.to_stored(&json!({"metadata": {"name": "a", "namespace": "team"}}));
+        let transaction = Transaction::create(call.key(), body);
+        let transaction = in_namespace(&call, "a", transaction).expect("it is alive");
+        let deletion = crate::options::DeleteOptions::default();
+        let deleted = super::super::delete::delete_object(&namespace, &deletion).await;
+        assert!(!deleted.expect("it is marked").gone);
+        let refused = commit(&call, transaction).await;
+        assert!(matches!(refused, Err(Refused::Conflict(key)) if key == namespace.key()));
+        let refused = in_namespace(&call, "a", Transaction::new());
+        assert_eq!(refused.err().map(|failure| failure.code()), Some(403));
+    }
 
     #[test]
     fn generated_names_are_cut_to_fit() {
