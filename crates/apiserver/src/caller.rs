@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::{HeaderMap, HeaderValue, header};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::status::{Failure, ResourceName};
@@ -144,6 +146,49 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
         .eq_ignore_ascii_case("bearer")
         .then(|| token.trim())
         .filter(|token| !token.is_empty())
+}
+
+/// What a token begins with where it is given as the subprotocol of a WebSocket: browsers can set no
+/// other header of one.
+const BEARER_PROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// Takes the token out of the subprotocols of a WebSocket, so that nobody else reads it. Another
+/// subprotocol must be left, or the browser would take no answer.
+///
+/// # Errors
+/// What is wrong with the token as it is given.
+pub(crate) fn take_bearer_protocol(
+    headers: &mut HeaderMap,
+) -> Result<Option<String>, &'static str> {
+    if !crate::websocket::is_wanted(headers) {
+        return Ok(None);
+    }
+    let protocols: Vec<&str> = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    let (tokens, others): (Vec<&str>, Vec<&str>) = protocols
+        .into_iter()
+        .partition(|protocol| protocol.starts_with(BEARER_PROTOCOL));
+    let token = match tokens.as_slice() {
+        [] => return Ok(None),
+        [token] => &token[BEARER_PROTOCOL.len()..],
+        _ => return Err("multiple base64.bearer.authorization tokens specified"),
+    };
+    let token = URL_SAFE_NO_PAD
+        .decode(token)
+        .ok()
+        .and_then(|token| String::from_utf8(token).ok())
+        .ok_or("invalid base64.bearer.authorization token encoding")?;
+    if others.is_empty() {
+        return Err("missing additional subprotocol");
+    }
+    let others = HeaderValue::try_from(others.join(", ")).expect("it was a header before");
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, others);
+    Ok(Some(token).filter(|token| !token.is_empty()))
 }
 
 /// Something the caller must be allowed to impersonate, for the authorizer.
@@ -334,5 +379,33 @@ mod tests {
         assert_eq!(bearer(&headers), Some("abc"));
         headers.insert("authorization", "Basic abc".parse().expect("a value"));
         assert_eq!(bearer(&headers), None);
+    }
+
+    #[test]
+    fn a_browser_gives_its_token_as_a_subprotocol() {
+        let check = |given: &str, expected: Result<Option<&str>, ()>, left: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("upgrade", "WebSocket".parse().expect("a value"));
+            headers.insert("sec-websocket-protocol", given.parse().expect("a value"));
+            let taken = take_bearer_protocol(&mut headers.clone());
+            assert_eq!(
+                taken.as_ref().map(Option::as_deref).map_err(drop),
+                expected,
+                "{given}"
+            );
+            take_bearer_protocol(&mut headers).ok();
+            assert_eq!(headers["sec-websocket-protocol"], left, "{given}");
+            headers.insert("sec-websocket-protocol", given.parse().expect("a value"));
+            headers.remove("upgrade");
+            assert_eq!(take_bearer_protocol(&mut headers), Ok(None), "no WebSocket");
+        };
+        let token = "base64url.bearer.authorization.k8s.io.YWJj";
+        check("v4.channel.k8s.io", Ok(None), "v4.channel.k8s.io");
+        check(&format!("a,{token} , b"), Ok(Some("abc")), "a, b");
+        check(token, Err(()), token);
+        let twice = format!("{token}, a, {token}");
+        check(&twice, Err(()), &twice);
+        let broken = "base64url.bearer.authorization.k8s.io.Y!, a";
+        check(broken, Err(()), broken);
     }
 }

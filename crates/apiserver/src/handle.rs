@@ -1,6 +1,7 @@
 //! The life of a request: who asks, may they, and which verb answers.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -373,7 +374,7 @@ async fn answer(
     let info = RequestInfo::parse(&parts.method, parts.uri.path(), &query);
     let caller = match caller {
         Some(caller) => caller,
-        None => authenticate(&core, &parts)?,
+        None => authenticate(&core, &mut parts)?,
     };
     let caller = impersonate(&core, caller, &parts.headers)?;
     require(&core.authorizer, &caller, &info)?;
@@ -475,21 +476,27 @@ fn load(call: &Call, body: &Body) -> Load {
     }
 }
 
-fn authenticate(core: &Core, parts: &http::request::Parts) -> Result<Arc<Caller>, Failure> {
+fn authenticate(core: &Core, parts: &mut http::request::Parts) -> Result<Arc<Caller>, Failure> {
     if let Some(Certified(Some(caller))) = parts.extensions.get::<Certified>() {
         return Ok(caller.clone());
     }
-    if let Some(token) = caller::bearer(&parts.headers) {
-        return core
-            .tokens
-            .authenticate(core, token, &[])
-            .map(|verified| Arc::new(verified.caller))
-            .map_err(|error| {
-                tracing::debug!(%error, "token refused");
-                Failure::unauthorized()
-            });
-    }
-    Ok(Arc::new(Caller::anonymous()))
+    let refused = |error: &dyn Display| {
+        tracing::debug!(%error, "token refused");
+        Failure::unauthorized()
+    };
+    let token = match caller::bearer(&parts.headers) {
+        Some(token) => Some(token.to_owned()),
+        None => {
+            caller::take_bearer_protocol(&mut parts.headers).map_err(|error| refused(&error))?
+        }
+    };
+    let Some(token) = token else {
+        return Ok(Arc::new(Caller::anonymous()));
+    };
+    core.tokens
+        .authenticate(core, &token, &[])
+        .map(|verified| Arc::new(verified.caller))
+        .map_err(|error| refused(&error))
 }
 
 fn impersonate(

@@ -62,6 +62,33 @@ async fn without_an_identity_only_health_is_told() {
 }
 
 #[tokio::test]
+async fn a_browser_shows_its_token_with_its_websocket() {
+    use base64::Engine as _;
+    let house = House::new().await;
+    let token = token(&house, json!({})).await;
+    let check = async |token: &str, expected: (u16, &str)| {
+        let token = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(token);
+        let protocols = format!("base64url.bearer.authorization.k8s.io.{token}, binary.k8s.io");
+        let headers = [
+            ("upgrade", "websocket"),
+            ("sec-websocket-protocol", protocols.as_str()),
+        ];
+        let (code, body) = ask(&house, &headers, "/api/v1/pods?watch=1").await;
+        let message = body["message"].as_str().unwrap_or_default();
+        assert_eq!((code, message), expected);
+    };
+    check(
+        &token,
+        (
+            403,
+            "pods is forbidden: User \"system:serviceaccount:default:default\" cannot watch resource \"pods\" in API group \"\" at the cluster scope",
+        ),
+    )
+    .await;
+    check("nonsense", (401, "Unauthorized")).await;
+}
+
+#[tokio::test]
 async fn a_bound_token_lives_as_long_as_its_pod() {
     let house = House::new().await;
     house
