@@ -7,6 +7,9 @@ use store::{Key, Store};
 use crate::meta::Meta;
 use crate::route::RequestInfo;
 
+/// The account of pods that name none.
+const DEFAULT_ACCOUNT: &str = "default";
+
 /// Whether the request concerns something that the node has to do with. The role of nodes has
 /// allowed it already.
 pub(super) fn related(
@@ -75,8 +78,11 @@ fn used(
     }
     let prefix = format!("{}/", request.namespace);
     let snapshot = store.snapshot();
+    // The one name that a pod need not say.
+    let is_told = !(matches!(wanted, Wanted::Account) && request.name == DEFAULT_ACCOUNT);
     let uses = snapshot
         .range("pods", &prefix, None, usize::MAX)
+        .filter(|entry| !is_told || mentions(&entry.bytes, &request.name))
         .filter(|entry| mentions(&entry.bytes, node))
         .filter_map(|entry| serde_json::from_slice::<Value>(&entry.bytes).ok())
         .filter(|pod| pod["spec"]["nodeName"] == node)
@@ -172,7 +178,7 @@ impl Wanted {
             Wanted::Account => {
                 let account = &spec["serviceAccountName"];
                 return vec![match account.as_str().unwrap_or_default() {
-                    "" => "default",
+                    "" => DEFAULT_ACCOUNT,
                     name => name,
                 }];
             }

@@ -7,10 +7,20 @@ use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Options, Spanned};
 
+/// How deep lists and mappings may be in one another. Each level takes much of the stack.
+const DEPTH: usize = 64;
+
 /// Reads YAML with the booleans and octal numbers of YAML 1.1; of a key that stands twice the last counts.
 pub(crate) fn value(bytes: &[u8]) -> Result<Value, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    serde_saphyr::from_str_with_options(text, options()).map_err(|error| error.to_string())
+    serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+        let text = error.to_string();
+        let is_deep = ["budget breached: Depth", "recursion limit"];
+        match is_deep.iter().any(|words| text.contains(words)) {
+            true => format!("exceeded max depth of {DEPTH}"),
+            false => text,
+        }
+    })
 }
 
 fn options() -> Options {
@@ -18,6 +28,7 @@ fn options() -> Options {
         legacy_octal_numbers: true,
         strict_booleans: false,
         duplicate_keys: DuplicateKeyPolicy::LastWins,
+        budget: serde_saphyr::budget! { max_depth: DEPTH },
     }
 }
 
@@ -117,6 +128,17 @@ mod tests {
             "a: 1\nb:\n  c: 1\n  c: 2\n",
             serde_json::json!({"a": 1, "b": {"c": 2}}),
         );
+    }
+
+    #[test]
+    fn what_is_too_deep_is_told() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let deepest = nested(DEPTH);
+        value(deepest.as_bytes()).expect("not too deep");
+        for depth in [DEPTH + 1, 100, 3000] {
+            let told = Err("exceeded max depth of 64".to_owned());
+            assert_eq!(value(nested(depth).as_bytes()), told, "{depth}");
+        }
     }
 
     #[test]

@@ -197,7 +197,7 @@ async fn a_namespace_is_emptied_before_it_goes() {
 }
 
 #[tokio::test]
-async fn evictions_respect_budgets() {
+async fn an_eviction_deletes_its_pod() {
     let house = House::new().await;
     house.post(PODS, pod("a")).await.expect_code(201);
     let eviction =
