@@ -34,7 +34,6 @@ mod space;
 mod store;
 mod stream;
 mod table;
-mod usage;
 mod user;
 
 pub use archive::{ArchiveError, Source};

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use oci::Digest;
 use serde::{Deserialize, Serialize};
 
+use crate::place;
 use crate::store::{Image, Images, Inner, OpenError, blocking, names_in, remove_or_warn};
-use crate::{place, usage};
 
 /// Name of the mount point in a root's directory.
 pub(crate) const ROOTFS: &str = "rootfs";
@@ -164,12 +164,12 @@ impl Images {
         self.0.state.read().roots.keys().cloned().collect()
     }
 
-    /// Bytes on the disk that the container changed, layers not counted.
-    pub async fn root_size(&self, container_id: &str) -> Result<u64, RootError> {
+    /// Bytes on the disk that the container changed, layers not counted. Counting ends beyond `most`.
+    pub async fn root_size(&self, container_id: &str, most: u64) -> Result<u64, RootError> {
         let (inner, id) = (self.0.clone(), checked(container_id)?);
         blocking(move || {
             let upper = described(&inner, &id)?.upper;
-            usage::disk_usage(&upper).map_err(|source| RootError::System {
+            tree::usage(&upper, most).map_err(|source| RootError::System {
                 step: "measure",
                 id,
                 source,

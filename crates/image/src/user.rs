@@ -3,10 +3,10 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::fs::{FileType, OFlags, ResolveFlags, fstat};
 use rustix::io::Errno;
 
 /// Largest id that runc takes.
@@ -65,9 +65,9 @@ pub fn lookup_user(root: &Path, spec: &str) -> Result<User, UserError> {
 /// A missing file is an empty one.
 fn read_in_root(root: &OwnedFd, file: &'static str) -> Result<String, UserError> {
     let failed = |source: io::Error| UserError::Read { file, source };
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let opened = match openat2(root, file, flags, Mode::empty(), resolve) {
+    let opened = match tree::open_within(root.as_fd(), file, flags, resolve) {
         Ok(opened) => opened,
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(error) => return Err(failed(error.into())),
@@ -284,11 +284,37 @@ mod tests {
             rustix::fs::CWD,
             root.join("etc/passwd"),
             rustix::fs::FileType::Fifo,
-            Mode::from(0o600),
+            rustix::fs::Mode::from(0o600),
             0,
         )
         .expect("a pipe");
         let error = lookup_user(&root, "app").expect_err("a pipe is no file");
         assert!(error.to_string().contains("it is not a file"), "{error}");
+    }
+
+    /// Needs root. The kernel does not follow `..` while anything is mounted anywhere.
+    #[test]
+    fn a_machine_that_mounts_meanwhile_is_no_obstacle() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let (root, mounted) = (place.path().join("root"), place.path().join("mounted"));
+        fs::create_dir_all(root.join("usr/etc")).expect("a directory");
+        fs::create_dir_all(root.join("etc")).expect("a directory");
+        fs::create_dir(&mounted).expect("a directory");
+        fs::write(root.join("usr/etc/passwd"), PASSWD).expect("a file");
+        let link = format!("../usr/etc/{}passwd", "../etc/".repeat(64));
+        symlink(link, root.join("etc/passwd")).expect("a link");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let outcome = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    rustix::mount::mount_bind(&root, &mounted).expect("a mount");
+                    mounts::detach(&mounted).expect("unmounted");
+                }
+            });
+            let outcome = (0..2000).try_for_each(|_| lookup_user(&root, "app").map(drop));
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            outcome
+        });
+        outcome.expect("each time");
     }
 }

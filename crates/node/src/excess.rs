@@ -82,7 +82,7 @@ fn limited(context: &Context, pod: &Pod) -> Vec<Limited> {
 
 /// In upstream's words.
 fn too_much(volume: &Limited) -> Option<String> {
-    match volume::usage(&volume.directory, volume.bytes) {
+    match tree::usage(&volume.directory, volume.bytes) {
         Ok(used) if used > volume.bytes => Some(format!(
             "Usage of EmptyDir volume \"{}\" exceeds the limit \"{}\". ",
             volume.name, volume.limit

@@ -1,10 +1,15 @@
-//! Directories that somebody else filled: opened without following links, removed whatever is in them.
+//! Directories that somebody else filled: opened without being led out, measured, removed whatever is
+//! in them.
 //!
 //! The decision: what containers and image archives have written is hostile. A name in it is never looked
 //! up by a path of the machine, every step goes from an open directory to the next, and a tree of any
 //! depth costs a bounded number of open files and frames.
 //!
 //! What is mounted below is not looked at: whoever removes a tree takes the mounts away first.
+
+mod usage;
+
+pub use usage::usage;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,7 +19,11 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, openat2, renameat, unlinkat};
 use rustix::io::Errno;
+use rustix::path::Arg;
 
+/// How often the kernel is asked where a path leads. It gives up when a directory is renamed or something
+/// is mounted anywhere on the machine just then, but not so often.
+const ATTEMPTS_MAX: usize = 128;
 /// Directories below this depth are moved up before they are emptied.
 const DEPTH_MAX: usize = 32;
 
@@ -32,6 +41,33 @@ pub fn open(path: &Path) -> io::Result<OwnedFd> {
 pub fn open_beneath(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     open_with(root, path, resolve)
+}
+
+/// Opens what `path` leads to from `root`, links followed as far as `resolve` has it: where that bounds
+/// them (`BENEATH`, `IN_ROOT`), the kernel refuses a `..` with EAGAIN while anything is mounted or
+/// renamed elsewhere (openat2(2)), and is asked again. What was opened lives no longer than its holder.
+///
+/// # Errors
+///
+/// As openat2(2); EAGAIN only if the machine does nothing but mount and rename.
+pub fn open_within<P: Arg + Copy>(
+    root: BorrowedFd<'_>,
+    path: P,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC;
+    persistently(|| openat2(root, path, flags, Mode::empty(), resolve))
+}
+
+fn persistently<T>(mut ask: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for _ in 1..ATTEMPTS_MAX {
+        match ask() {
+            Err(Errno::AGAIN) => std::thread::yield_now(),
+            answer => return answer,
+        }
+    }
+    ask()
 }
 
 fn open_with(root: BorrowedFd<'_>, path: &[u8], resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
@@ -211,5 +247,44 @@ mod tests {
         assert_eq!(open("in/../.."), Err(Errno::XDEV));
         assert_eq!(open("/"), Err(Errno::XDEV));
         assert_eq!(open("none"), Err(Errno::NOENT));
+    }
+
+    #[test]
+    fn who_is_told_to_ask_again_does_so() {
+        let check = |refusals: usize, expected: Result<usize, Errno>| {
+            let mut asked = 0;
+            let answer = persistently(|| {
+                asked += 1;
+                match asked > refusals {
+                    true => Ok(asked),
+                    false => Err(Errno::AGAIN),
+                }
+            });
+            assert_eq!(answer, expected);
+        };
+        check(0, Ok(1));
+        check(100, Ok(101));
+        check(1000, Err(Errno::AGAIN));
+        assert_eq!(
+            persistently(|| Err::<(), _>(Errno::NOENT)),
+            Err(Errno::NOENT)
+        );
+    }
+
+    #[test]
+    fn links_lead_as_far_as_they_may() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir_all(place.path().join("root/run/lock")).expect("a directory");
+        fs::create_dir_all(place.path().join("root/var")).expect("a directory");
+        symlink("../run", place.path().join("root/var/run")).expect("a link");
+        symlink("../../../..", place.path().join("root/var/up")).expect("a link");
+        let root = open(&place.path().join("root")).expect("a directory");
+        let open =
+            |path: &str, resolve| open_within(root.as_fd(), path, OFlags::PATH, resolve).map(drop);
+        for resolve in [ResolveFlags::IN_ROOT, ResolveFlags::BENEATH] {
+            assert_eq!(open("var/run/lock", resolve), Ok(()));
+        }
+        assert_eq!(open("var/up/run", ResolveFlags::IN_ROOT), Ok(()));
+        assert_eq!(open("var/up/run", ResolveFlags::BENEATH), Err(Errno::XDEV));
     }
 }

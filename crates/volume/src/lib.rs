@@ -18,14 +18,12 @@ mod folder;
 mod host_path;
 mod remove;
 mod sub_path;
-mod usage;
 
 pub use directory::{Medium, make_directory};
 pub use files::{File, Files, FilesError, write_files};
 pub use host_path::{HostPathError, HostPathKind, check_host_path};
 pub use remove::{remove, unmount_all};
 pub use sub_path::{SubPathError, bind_sub_path};
-pub use usage::usage;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat};
 use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_bind, mount_change, move_mount,
@@ -114,27 +114,7 @@ fn open_or_make(root: OwnedFd, sub_path: &str, whole: &Path) -> Result<OwnedFd, 
 
 fn open_beneath(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    // The kernel gives up when something is renamed while it looks; it does not every time.
-    const ATTEMPTS: usize = 64;
-    for _ in 1..ATTEMPTS {
-        match openat2(
-            root,
-            path,
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-            resolve,
-        ) {
-            Err(Errno::AGAIN) => {}
-            opened => return opened,
-        }
-    }
-    openat2(
-        root,
-        path,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        resolve,
-    )
+    tree::open_within(root, path, OFlags::PATH, resolve)
 }
 
 fn make_directory(above: &OwnedFd, name: &str, mode: Mode) -> Result<(), Errno> {
