@@ -80,23 +80,17 @@ async fn start(
     let node = Arc::new(LocalNode::new(&config.node_name));
     let mut api = apiserver::Config::new(store.clone(), authority.clone(), token_key);
     api.nodes = node.clone();
-    api.service_cidr = config
-        .service_cidr
-        .to_string()
-        .parse()
-        .context("--service-cidr")?;
-    api.version.git_version = KUBERNETES.into();
-    let api = ApiServer::new(api).await.context("start the API")?;
+    let api = start_api(&config, api).await?;
     let issued = authority.issue_server("kube-apiserver", &addresses.server_names(&config))?;
     let tls = apiserver::tls_config(&authority, &issued)?;
     kubeconfig::write(&config, &authority)?;
     let fronts = TaskTracker::new();
     let api_for_pods = addresses.api_for_pods(&config);
-    let mut listeners = vec![listener];
-    if let Some(address) = api_for_pods {
-        listeners.push(bind(address).await?);
-    }
-    for listener in listeners {
+    let for_pods = match api_for_pods {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    for listener in [Some(listener), for_pods].into_iter().flatten() {
         let (api, tls, ended) = (api.clone(), tls.clone(), ended.clone());
         fronts.spawn(async move { api.serve(listener, tls, ended).await });
     }
@@ -127,12 +121,7 @@ async fn start(
     };
     parts.start_controllers();
     let name_server = parts.start_gateway().await?;
-    // As long as the API: preStop hooks ask for names when the gateway has ended already.
-    let until = ended.clone();
-    fronts.spawn(async move {
-        until.signaled().await;
-        name_server.close().await;
-    });
+    fronts.spawn(close_at_the_end(name_server, ended.clone()));
     let agent = parts.start_node(&node).await?;
 
     let nodes = informers.of::<Node>();
@@ -158,6 +147,16 @@ async fn start(
         store,
         fronts,
     })
+}
+
+async fn start_api(config: &Config, mut api: apiserver::Config) -> anyhow::Result<ApiServer> {
+    api.service_cidr = config
+        .service_cidr
+        .to_string()
+        .parse()
+        .context("--service-cidr")?;
+    api.version.git_version = KUBERNETES.into();
+    ApiServer::new(api).await.context("start the API")
 }
 
 /// What the workers are made from.
@@ -257,6 +256,12 @@ impl Parts<'_> {
         self.tasks.spawn(async move { ended.ended().await });
         Ok(agent)
     }
+}
+
+/// The name server is there as long as the API: preStop hooks ask for names when the gateway has ended.
+async fn close_at_the_end(name_server: dns::Server, ended: Drain) {
+    ended.signaled().await;
+    name_server.close().await;
 }
 
 /// Listens, with a message that says what to do when it cannot.

@@ -1,6 +1,6 @@
 //! Exec, attach and dial.
 
-use engine::{Engine, Error, ExecSpec};
+use engine::{ContainerId, Engine, Error, ExecSpec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::house::{House, code, exit, id, pod};
@@ -28,13 +28,40 @@ pub(crate) async fn exec_attach_and_dial() {
     engine.start_container(&container).await.expect("started");
     house.wait_for("c", "ready").await;
 
-    let request = |argv: &str| ExecSpec {
+    check_exec(&engine, &container).await;
+    check_ends_of_exec(&engine, &container).await;
+    check_dial(&engine).await;
+    let stats = engine.stats(&container).await.expect("readable");
+    assert!(
+        stats.memory > 0 && stats.pids >= 2 && !stats.cpu.is_zero(),
+        "{stats:?}"
+    );
+
+    let streams = engine.attach(&container).await.expect("attached");
+    let mut stdin = streams.stdin.expect("asked for");
+    stdin.write_all(b"typed\n").await.expect("written");
+    drop(stdin);
+    assert_eq!(read(streams.stdout).await, "typed\n");
+    assert_eq!(read(streams.stderr.expect("no terminal")).await, "err\n");
+    assert_eq!(code(&exit(&engine, &container).await), 2);
+    assert_eq!(house.stdout("c"), "ready\ntyped\n");
+    let refused = engine.attach(&container).await;
+    assert!(matches!(refused.err(), Some(Error::NotRunning(_))));
+    engine.remove_sandbox(&id("a")).await.expect("removed");
+    house.left_empty(engine).await;
+}
+
+fn request(argv: &str) -> ExecSpec {
+    ExecSpec {
         argv: words(argv),
         ..ExecSpec::default()
-    };
+    }
+}
+
+async fn check_exec(engine: &impl Engine, container: &ContainerId) {
     let run = engine
         .exec(
-            &container,
+            container,
             ExecSpec {
                 stdin: true,
                 ..request("cat")
@@ -60,16 +87,18 @@ pub(crate) async fn exec_attach_and_dial() {
         ],
         ..ExecSpec::default()
     };
-    let run = engine.exec(&container, spec).await.expect("executed");
+    let run = engine.exec(container, spec).await.expect("executed");
     assert_eq!(read(run.streams.stdout).await, "0\n/etc\nx\n");
     assert_eq!(
         read(run.streams.stderr.expect("no terminal")).await,
         "err\n"
     );
     assert_eq!(run.exit.await.expect("told"), 5);
+}
 
+async fn check_ends_of_exec(engine: &impl Engine, container: &ContainerId) {
     let run = engine
-        .exec(&container, request("sleep 600"))
+        .exec(container, request("sleep 600"))
         .await
         .expect("executed");
     (run.kill)();
@@ -79,10 +108,10 @@ pub(crate) async fn exec_attach_and_dial() {
         user: Some("eve".to_owned()),
         ..request("true")
     };
-    let refused = engine.exec(&container, spec).await.err().expect("refused");
+    let refused = engine.exec(container, spec).await.err().expect("refused");
     assert!(matches!(refused, Error::Invalid(_)), "{refused}");
     let refused = engine
-        .exec(&container, request("nope"))
+        .exec(container, request("nope"))
         .await
         .err()
         .expect("refused");
@@ -90,7 +119,9 @@ pub(crate) async fn exec_attach_and_dial() {
         refused.to_string(),
         "exec: \"nope\": executable file not found in $PATH"
     );
+}
 
+async fn check_dial(engine: &impl Engine) {
     let mut stream = engine.dial(&id("a"), 8080).await.expect("connected");
     stream
         .write_all(b"GET /plain HTTP/1.0\r\n\r\n")
@@ -107,25 +138,6 @@ pub(crate) async fn exec_attach_and_dial() {
         refused.to_string(),
         "connect to localhost:8081 of sandbox a: connection refused"
     );
-
-    let stats = engine.stats(&container).await.expect("readable");
-    assert!(
-        stats.memory > 0 && stats.pids >= 2 && !stats.cpu.is_zero(),
-        "{stats:?}"
-    );
-
-    let streams = engine.attach(&container).await.expect("attached");
-    let mut stdin = streams.stdin.expect("asked for");
-    stdin.write_all(b"typed\n").await.expect("written");
-    drop(stdin);
-    assert_eq!(read(streams.stdout).await, "typed\n");
-    assert_eq!(read(streams.stderr.expect("no terminal")).await, "err\n");
-    assert_eq!(code(&exit(&engine, &container).await), 2);
-    assert_eq!(house.stdout("c"), "ready\ntyped\n");
-    let refused = engine.attach(&container).await;
-    assert!(matches!(refused.err(), Some(Error::NotRunning(_))));
-    engine.remove_sandbox(&id("a")).await.expect("removed");
-    house.left_empty(engine).await;
 }
 
 /// What is not taken before everything is removed is missing, and that is told.
