@@ -7,6 +7,7 @@ mod kubelet;
 mod links;
 mod proxy;
 mod scale;
+mod scale_owners;
 mod token_request;
 
 use http::{Method, Request, Response};

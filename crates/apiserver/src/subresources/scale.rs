@@ -3,6 +3,7 @@
 use http::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::scale_owners;
 use crate::Body;
 use crate::encode::members;
 use crate::handle::{Call, Resource, read_body};
@@ -29,12 +30,22 @@ pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Respon
             write(call, &options, |_current| Ok(scale.clone())).await?
         }
         Method::PATCH => {
-            let options = WriteOptions::parse(&call.query, &call.headers, "PatchOptions", false)?;
+            let applies = patch::applies(call);
+            let options = WriteOptions::parse(&call.query, &call.headers, "PatchOptions", applies)?;
             let bytes = read_body(request).await?;
             let change = patch::Change::read(call, &bytes)?;
             let duplicates = change.duplicates(call, &bytes, options.validation)?;
+            if let patch::Change::Apply(config) = &change {
+                patch::check_config(call, kind(call), config)?;
+            }
             write(call, &options, |current| {
-                let patched = change.apply_plain(current)?;
+                let patched = match &change {
+                    patch::Change::Apply(config) => {
+                        let sub = Some("scale");
+                        patch::apply(call, kind(call), Some(current), config, &options, sub)?
+                    }
+                    change => change.apply_plain(current)?,
+                };
                 let mut scale = patched.clone();
                 patch::complete(call, kind(call), &mut scale, &duplicates, &options)
                     .map_err(|why| patch::misfit(&patched, why))?;
@@ -57,7 +68,12 @@ async fn write(
     mut make: impl FnMut(&Value) -> Result<Value, Failure>,
 ) -> Result<Value, Failure> {
     let done = change::update(call, options, Some("scale"), |old| {
-        let mut scale = make(&scale_of(old))?;
+        let mut current = scale_of(old);
+        if options.applied {
+            let managed = scale_owners::of_scale(&old["metadata"]["managedFields"]);
+            current["metadata"]["managedFields"] = managed.into();
+        }
+        let mut scale = make(&current)?;
         update::check_name(call, &scale)?;
         update::check_namespace(call, &mut scale)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
@@ -83,6 +99,14 @@ async fn write(
                 Some(value) => metadata.insert(said.into(), value.clone()),
                 None => metadata.remove(said),
             };
+        }
+        if options.applied {
+            let managed = scale_owners::of_object(
+                &old["metadata"]["managedFields"],
+                &scale["metadata"]["managedFields"],
+                &call.resource.api_version,
+            );
+            metadata.insert("managedFields".into(), managed.into());
         }
         Ok(new)
     })

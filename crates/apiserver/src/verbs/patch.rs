@@ -77,14 +77,14 @@ impl Change {
         }
     }
 
-    /// An object that has no schema of its own, such as a scale, with the patch applied.
+    /// A small object without lists, such as a scale, with the patch applied.
     pub(crate) fn apply_plain(&self, current: &Value) -> Result<Value, Failure> {
         let mut new = current.clone();
         match self {
             Change::Json(operations) => json_patch(&mut new, operations)?,
-            Change::Merge(patch) | Change::Strategic(patch) | Change::Apply(patch) => {
-                merge_patch(&mut new, patch)?;
-            }
+            Change::Merge(patch) | Change::Strategic(patch) => merge_patch(&mut new, patch)?,
+            // A configuration is laid over the object by `apply`.
+            Change::Apply(_) => {}
         }
         Ok(new)
     }
@@ -98,7 +98,9 @@ impl Change {
         sub: Option<&str>,
     ) -> Result<Value, Failure> {
         let mut new = match self {
-            Change::Apply(config) => return apply(call, Some(old), config, options, sub),
+            Change::Apply(config) => {
+                return apply(call, &call.resource, Some(old), config, options, sub);
+            }
             _ => old.clone(),
         };
         match self {
@@ -121,6 +123,11 @@ fn media_type(call: &Call) -> &str {
         .and_then(|value| value.split(';').next())
         .unwrap_or_default()
         .trim()
+}
+
+/// Whether the patch is a configuration to be applied.
+pub(crate) fn applies(call: &Call) -> bool {
+    media_type(call) == "application/apply-patch+yaml"
 }
 
 fn json(bytes: &Bytes) -> Result<Value, Failure> {
@@ -173,13 +180,13 @@ pub(crate) async fn through(
     bytes: Bytes,
     sub: Option<&str>,
 ) -> Result<Response<Body>, Failure> {
-    let applies = media_type(call) == "application/apply-patch+yaml";
+    let applies = applies(call);
     let options = WriteOptions::parse(&call.query, &call.headers, "PatchOptions", applies)?;
     let patch = Change::read(call, &bytes)?;
     let duplicates = patch.duplicates(call, &bytes, options.validation)?;
     drop(bytes);
     if let Change::Apply(config) = &patch {
-        check_config(call, config)?;
+        check_config(call, &call.resource, config)?;
         // Somebody may delete the object, or make it, between the look and the write.
         while sub.is_none() && call.core.store().get(&call.key()).is_none() {
             match create(call, config, &options).await {
@@ -241,11 +248,14 @@ fn not_converted(call: &Call, why: &str) -> Failure {
     ))
 }
 
-/// A configuration must say what it configures.
-fn check_config(call: &Call, config: &Value) -> Result<(), Failure> {
+/// A configuration must say what it configures, an object of `resource`.
+pub(crate) fn check_config(
+    call: &Call,
+    resource: &Resource,
+    config: &Value,
+) -> Result<(), Failure> {
     let kind = config["kind"].as_str().unwrap_or_default();
     let api_version = config["apiVersion"].as_str().unwrap_or_default();
-    let resource = &call.resource;
     if kind != resource.kind.kind() || api_version != resource.api_version {
         let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
         return Err(Failure::bad_request(format!(
@@ -260,7 +270,8 @@ fn check_config(call: &Call, config: &Value) -> Result<(), Failure> {
         )));
     }
     let namespace = metadata_str(config, "namespace");
-    if resource.kind.namespaced() && !namespace.is_empty() && namespace != call.info.namespace {
+    let namespaced = call.resource.kind.namespaced();
+    if namespaced && !namespace.is_empty() && namespace != call.info.namespace {
         return Err(Failure::bad_request(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
@@ -291,7 +302,7 @@ async fn create(
         ));
     }
     super::create::require_right(call)?;
-    let mut object = apply(call, None, config, options, None)?;
+    let mut object = apply(call, &call.resource, None, config, options, None)?;
     // There is no state yet that a revision could mean.
     members(&mut object, "metadata").remove("resourceVersion");
     body::complete(call, &call.resource, &mut object, options.validation)
@@ -301,8 +312,10 @@ async fn create(
         .answer(call, StatusCode::CREATED)
 }
 
-fn apply(
+/// Lays a configuration over an object of `resource`, or over none.
+pub(crate) fn apply(
     call: &Call,
+    resource: &Resource,
     live: Option<&Value>,
     config: &Value,
     options: &WriteOptions,
@@ -310,13 +323,13 @@ fn apply(
 ) -> Result<Value, Failure> {
     let request = patch::apply::Request {
         manager: &options.manager,
-        api_version: &call.resource.api_version,
+        api_version: &resource.api_version,
         subresource: sub.unwrap_or_default(),
         now: &change::seconds(call.now),
-        ignored: ignored(&call.resource, sub),
+        ignored: ignored(resource, sub),
         force: options.force,
     };
-    patch::apply::apply(live, config, &request, &Place::root(&call.resource)).map_err(|error| {
+    patch::apply::apply(live, config, &request, &Place::root(resource)).map_err(|error| {
         let text = error.to_string();
         match error {
             ApplyError::ManagedFields => Failure::bad_request(text),

@@ -212,6 +212,63 @@ async fn a_scale_is_read_and_written() {
     house.put(&path, scale).await.expect_code(409);
 }
 
+/// What a configuration of a scale meets, as the genuine server answers the same requests.
+#[tokio::test]
+async fn a_scale_can_be_applied() {
+    let house = House::new().await;
+    let posted = house.post(DEPLOYMENTS, deployment("a:1")).await;
+    posted.expect_code(201);
+    let path = format!("{DEPLOYMENTS}/web/scale");
+    let forced = format!("{path}?force=true");
+    let scale = |spec: Value| json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "web"}, "spec": spec});
+    let replicas = |count: i64| scale(json!({"replicas": count}));
+    let owners = async || {
+        let deployment = house.get(&format!("{DEPLOYMENTS}/web")).await.body;
+        let mut owners = Vec::new();
+        for entry in deployment["metadata"]["managedFields"]
+            .as_array()
+            .expect("entries")
+        {
+            if entry["fieldsV1"]["f:spec"]["f:replicas"].is_object() {
+                let text = |field: &str| entry[field].as_str().unwrap_or_default().to_owned();
+                assert_eq!(entry["apiVersion"], "apps/v1");
+                owners.push([text("manager"), text("operation"), text("subresource")].join(" "));
+            }
+        }
+        (deployment["spec"]["replicas"].clone(), owners)
+    };
+    let refused = apply(&house, &path, "x", replicas(1)).await;
+    let why = "Apply failed with 1 conflict: conflict with \"tester\" using autoscaling/v1: .spec.replicas";
+    refused.expect_failure(409, "Conflict", why);
+    let taken = apply(&house, &forced, "x", replicas(1)).await;
+    assert_eq!(taken.expect_code(200).body["spec"]["replicas"], 1);
+    assert_eq!(owners().await, (json!(1), vec!["x Apply scale".to_owned()]));
+    let refused = apply(&house, &path, "y", replicas(2)).await;
+    let why = "Apply failed with 1 conflict: conflict with \"x\" with subresource \"scale\": .spec.replicas";
+    refused.expect_failure(409, "Conflict", why);
+    apply(&house, &path, "y", replicas(1))
+        .await
+        .expect_code(200);
+    let both = vec!["x Apply scale".to_owned(), "y Apply scale".to_owned()];
+    assert_eq!(owners().await, (json!(1), both));
+    apply(&house, &path, "x", scale(json!({})))
+        .await
+        .expect_code(200);
+    assert_eq!(owners().await, (json!(1), vec!["y Apply scale".to_owned()]));
+    let refused = apply(&house, &forced, "x", scale(json!({"replicas": "5"}))).await;
+    let why = "failed to create typed patch object (/web; autoscaling/v1, Kind=Scale): .spec.replicas: expected numeric (int or float), got string";
+    assert_eq!(
+        (refused.code, refused.body["message"].as_str()),
+        (500, Some(why))
+    );
+    let refused = apply(&house, &forced, "x", deployment("a:1")).await;
+    refused.expect_failure(
+        400,
+        "BadRequest",
+        "invalid object type: apps/v1, Kind=Deployment",
+    );
+}
+
 #[tokio::test]
 async fn status_is_written_through_its_own_door() {
     let house = House::new().await;
