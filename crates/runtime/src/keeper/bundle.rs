@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cgroup::{DEFAULT_DEVICES, DeviceRule};
 use crate::protocol::{Refusal, RefusalKind};
 use crate::seccomp;
-use crate::spec::{ContainerSpec, Propagation, Seccomp};
+use crate::spec::{ContainerSpec, Mount, Propagation, Seccomp};
 
 /// In the order of their numbers (linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
@@ -76,7 +76,7 @@ const CAPABILITIES_DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-const MASKED: [&str; 12] = [
+pub(super) const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
     "/proc/interrupts",
@@ -103,6 +103,8 @@ const READ_ONLY: [&str; 5] = [
 pub(super) struct Surroundings<'a> {
     /// Where the root file system is mounted.
     pub(super) root: &'a Path,
+    /// The container's own mounts: each with its propagation, its target without links.
+    pub(super) mounts: &'a [Mount],
     /// The sandbox's process namespace, if its containers share one; `None` for one of its own.
     pub(super) process_namespace: Option<&'a str>,
     /// The machine's process namespace.
@@ -290,6 +292,7 @@ fn device_rules(privileged: bool) -> Vec<Value> {
         .collect()
 }
 
+/// What the whole of the container lets through; each volume lets through what it may itself.
 fn propagation(spec: &ContainerSpec) -> &'static str {
     let any = |kind| spec.mounts.iter().any(|mount| mount.propagation == kind);
     if any(Propagation::Bidirectional) {
@@ -342,19 +345,14 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings<'_>) -> Vec<Value> {
         "destination": "/dev/shm", "type": "bind", "source": around.memory,
         "options": ["rbind", "nosuid", "noexec", "nodev", "rprivate"],
     }));
-    for extra in &spec.mounts {
-        let propagation = match extra.propagation {
-            Propagation::Private => "rprivate",
-            Propagation::HostToContainer => "rslave",
-            Propagation::Bidirectional => "rshared",
-        };
+    for extra in around.mounts {
         let write = if extra.read_only { "ro" } else { "rw" };
         // A mount over one of the standard ones replaces it.
         let target = extra.target.display().to_string();
         mounts.retain(|standard| standard["destination"] != target);
         mounts.push(json!({
             "destination": target, "type": "bind", "source": extra.source,
-            "options": ["rbind", propagation, write],
+            "options": ["rbind", write],
         }));
     }
     // As containerd does: what lies above is mounted first, in whatever order it was asked for.
@@ -400,7 +398,7 @@ mod tests {
     use libcontainer::oci_spec::runtime::Spec;
 
     use super::*;
-    use crate::spec::{Mount, Resources, Root, Security, User};
+    use crate::spec::{Resources, Root, Security, User};
 
     fn container(security: Security) -> ContainerSpec {
         ContainerSpec {
@@ -462,6 +460,7 @@ mod tests {
         });
         let around = Surroundings {
             root: Path::new("/root"),
+            mounts: &spec.mounts,
             process_namespace: Some("/proc/7/ns/pid"),
             host_processes: false,
             memory: Path::new("/shm"),

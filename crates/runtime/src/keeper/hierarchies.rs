@@ -48,6 +48,8 @@ pub(super) fn place(
         fs::create_dir(&place).map_err(failed)?;
         const NONE: Option<&str> = None;
         mount(Some(&directory), &place, NONE, MsFlags::MS_BIND, NONE)
+            // Nobody else hears of what the container mounts there.
+            .and_then(|()| mount(NONE, &place, NONE, MsFlags::MS_PRIVATE, NONE))
             .map_err(|error| failed(error.into()))?;
         for link in names.into_iter().filter(|_| controllers.len() > 1) {
             symlink(&name, target.join(link)).map_err(failed)?;

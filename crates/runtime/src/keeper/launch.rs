@@ -30,7 +30,8 @@ use libcontainer::workload::{
 use mounts::{Overlay, Upper, mount_overlay};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use rustix::mount::{MoveMountFlags, move_mount};
 
 use super::bundle::{Surroundings, bundle};
@@ -38,7 +39,9 @@ use super::memory::SharedMemory;
 use super::process::{
     Report, Reporter, become_command, find_program, leave, reason, reset_signals,
 };
-use super::{causes, hierarchies, targets};
+use super::sources::Sources;
+use super::targets::{self, Layout};
+use super::{causes, hierarchies};
 use crate::cgroup::{Cgroups, DEFAULT_DEVICES, restrict_devices};
 use crate::descriptors;
 use crate::protocol::{Refusal, RefusalKind};
@@ -83,7 +86,7 @@ fn machine(step: &str, subject: impl std::fmt::Display, error: &io::Error) -> Re
 }
 
 /// Makes what the container finds: its mounts, its cgroup, and the bundle that says so.
-fn lay_out(job: &Launch<'_>) -> Result<(), Refusal> {
+fn lay_out(job: &Launch<'_>) -> Result<Layout, Refusal> {
     let spec = job.spec;
     let memory = job
         .memory
@@ -92,13 +95,17 @@ fn lay_out(job: &Launch<'_>) -> Result<(), Refusal> {
         .map_err(|error| machine("find the shared memory for", &spec.id, &error))?;
     unshare(CloneFlags::CLONE_NEWNS)
         .map_err(|error| machine("make a mount namespace for", &spec.id, &error.into()))?;
+    let sources = Sources::take(&spec.mounts)?;
     lay_memory(job.directory)
         .map_err(|error| machine("lay memory over", job.directory.display(), &error))?;
+    let mut mounts = spec.mounts.clone();
+    sources
+        .place(&job.directory.join("volumes"), &mut mounts)
+        .map_err(|error| machine("take the volumes of", &spec.id, &error))?;
     let root = mount_root(spec, job.directory)?;
-    for mount in &spec.mounts {
-        targets::check(mount, &root)?;
-    }
-    make_working_directory(spec, &root);
+    let layout = Layout::new(&root, mounts)?;
+    // As runc does. Where it cannot be made, entering it fails with the message that says so.
+    let _ = layout.make_directory(Path::new(&spec.working_dir));
     adjust_oom_score(spec.oom_score_adj);
     let memory_place = job.directory.join("shm");
     if let Some(memory) = &memory {
@@ -113,6 +120,7 @@ fn lay_out(job: &Launch<'_>) -> Result<(), Refusal> {
     }
     let around = Surroundings {
         root: &root,
+        mounts: &layout.mounts,
         process_namespace: job.process_namespace,
         host_processes: job.host_processes,
         memory: match memory {
@@ -127,11 +135,12 @@ fn lay_out(job: &Launch<'_>) -> Result<(), Refusal> {
     let config = bundle(spec, &around)?;
     let config_path = job.directory.join("config.json");
     fs::write(&config_path, config.to_string())
-        .map_err(|error| machine("write", config_path.display(), &error))
+        .map_err(|error| machine("write", config_path.display(), &error))?;
+    Ok(layout)
 }
 
 fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
-    lay_out(&job)?;
+    let layout = lay_out(&job)?;
     let spec = job.spec;
     let state = job.directory.join("state");
     fs::create_dir_all(&state).map_err(|error| machine("make", state.display(), &error))?;
@@ -169,6 +178,12 @@ fn run(job: Launch<'_>, reporter: &Rc<Reporter>) -> Result<(), Refusal> {
     let pid = container
         .pid()
         .ok_or_else(|| Refusal::new(RefusalKind::Machine, "create container: no process"))?;
+    let pid = Pid::from_raw(pid.as_raw());
+    if let Err(refusal) = targets::look(pid.as_raw(), &layout, !spec.security.privileged) {
+        // It has not been told to go on, and may have ended already.
+        let _ = kill(pid, Signal::SIGKILL);
+        return Err(refusal);
+    }
     if let Some(listener) = console {
         let terminal = receive_terminal(&listener)
             .map_err(|error| machine("receive the terminal of", &spec.id, &error))?;
@@ -257,44 +272,6 @@ pub(super) fn keep_mounts_private(target: &Path) {
     }
 }
 
-/// Makes the working directory if the image has none, as runc does; also on a writable mount.
-/// Where it cannot be made, entering it fails with the message that says so.
-fn make_working_directory(spec: &ContainerSpec, root: &Path) {
-    let wanted = Path::new(&spec.working_dir);
-    let below = spec
-        .mounts
-        .iter()
-        .filter_map(|mount| Some((mount, wanted.strip_prefix(&mount.target).ok()?)))
-        .max_by_key(|(mount, _)| mount.target.as_os_str().len());
-    let (base, rest) = match below {
-        Some((mount, _)) if mount.read_only => return,
-        Some((mount, rest)) => (mount.source.as_path(), rest),
-        None => (root, wanted.strip_prefix("/").unwrap_or(wanted)),
-    };
-    let _ = make_directories_in(base, rest);
-}
-
-/// Makes `path` and all above it below `base`, following symbolic links as inside of `base`.
-fn make_directories_in(base: &Path, path: &Path) -> rustix::io::Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let base = rustix::fs::open(base, flags, Mode::empty())?;
-    let enter =
-        |path: &Path| rustix::fs::openat2(&base, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
-    let mut parent = rustix::io::fcntl_dupfd_cloexec(&base, 3)?;
-    let mut made = PathBuf::new();
-    for part in path.components() {
-        made.push(part);
-        parent = match enter(&made) {
-            Err(rustix::io::Errno::NOENT) => {
-                rustix::fs::mkdirat(&parent, Path::new(part.as_os_str()), Mode::from(0o755))?;
-                enter(&made)?
-            }
-            found => found?,
-        };
-    }
-    Ok(())
-}
-
 /// Sets the score that the command will inherit, as near to the wanted one as is allowed: without
 /// CAP_SYS_RESOURCE a process cannot go below where it was started.
 pub(super) fn adjust_oom_score(wanted: Option<i32>) {
@@ -370,22 +347,5 @@ impl Executor for Program {
             Ok(program) => become_command(&program, &argv, &env),
             Err(refusal) => Err(ExecutorError::Other(refusal.message)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn directories_are_made_inside_even_through_links() {
-        let base = tempfile::tempdir().expect("a temporary directory can be made");
-        std::os::unix::fs::symlink("/real", base.path().join("link")).expect("made");
-        fs::create_dir(base.path().join("real")).expect("made");
-        make_directories_in(base.path(), Path::new("link/a/b")).expect("made");
-        assert!(base.path().join("real/a/b").is_dir());
-        make_directories_in(base.path(), Path::new("")).expect("nothing to make");
-        fs::write(base.path().join("file"), b"").expect("written");
-        assert!(make_directories_in(base.path(), Path::new("file/x")).is_err());
     }
 }

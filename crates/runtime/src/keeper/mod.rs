@@ -30,6 +30,7 @@ mod memory;
 mod namespaces;
 mod process;
 mod processes;
+mod sources;
 mod targets;
 
 use std::collections::BTreeMap;

@@ -203,35 +203,11 @@ pub(crate) async fn mounts_and_roots() {
         Err(KeeperError::Refused(refusal)) => {
             assert_eq!(
                 refusal.message,
-                "create container: failed to canonicalize \"/no/such/place\": \
-                 No such file or directory (os error 2)"
+                "find mount source \"/no/such/place\": no such file or directory"
             );
         }
         other => panic!("{other:?}"),
     }
-    sandbox.end().await;
-    house.left_empty();
-}
-
-/// What is read in `/proc` is the kernel's.
-pub(crate) async fn nothing_is_mounted_into_proc() {
-    let house = House::new();
-    let sandbox = house.sandbox("a").await;
-    let source = house.directory.path().join("volume");
-    std::fs::create_dir_all(&source).expect("made");
-    let mut spec = house.shell(&sandbox, "c", "true");
-    spec.mounts = vec![Mount {
-        source,
-        target: "/proc/sys".into(),
-        read_only: false,
-        propagation: Propagation::Private,
-    }];
-    sandbox.keeper.create(spec).await.expect("created");
-    let refused = sandbox.keeper.start_container("c").await;
-    assert_eq!(
-        refused.expect_err("refused").to_string(),
-        "\"/proc/sys\" cannot be mounted because it is inside /proc"
-    );
     sandbox.end().await;
     house.left_empty();
 }

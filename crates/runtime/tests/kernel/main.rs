@@ -7,6 +7,7 @@ mod house;
 mod isolation;
 mod lives;
 mod output;
+mod volumes;
 
 use std::process::ExitCode;
 
@@ -43,7 +44,10 @@ const TESTS: &[Test] = tests![
     isolation::what_a_plain_container_sees,
     isolation::users_capabilities_and_filters,
     isolation::mounts_and_roots,
-    isolation::nothing_is_mounted_into_proc,
+    volumes::nothing_is_mounted_into_proc,
+    volumes::who_changes_a_volume_meanwhile_leads_nothing_into_proc,
+    volumes::links_on_the_way_to_a_mount_are_followed_inside,
+    volumes::mounts_are_told_to_whom_they_concern,
     isolation::networks_and_dialing,
     isolation::shared_process_namespaces,
     isolation::the_first_shared_process_gives_nothing_away,
