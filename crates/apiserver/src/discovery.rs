@@ -4,6 +4,7 @@ use http::{HeaderMap, Response, StatusCode, header};
 use serde_json::Value;
 
 use crate::Body;
+use crate::options::accepted;
 use crate::status::Failure;
 use crate::verbs::answer::with_type;
 
@@ -91,14 +92,7 @@ enum Form {
 impl Form {
     /// The first acceptable form that the document has; `whole` are those that can be aggregated.
     fn wanted(headers: &HeaderMap, whole: bool) -> Option<Form> {
-        let mut asked = headers
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .peekable();
+        let mut asked = accepted(headers).peekable();
         if asked.peek().is_none() {
             return Some(Form::Plain);
         }

@@ -14,7 +14,7 @@ use kinds::Kind;
 use lifecycle::Drain;
 use parking_lot::Mutex;
 use serde_json::Value;
-use store::{Key, Store};
+use store::{Entry, Key, Store};
 
 use crate::authorize::roles::Roles;
 use crate::authorize::{Authorizer, require};
@@ -328,6 +328,12 @@ impl Call {
         } else {
             String::new()
         }
+    }
+
+    /// The object of this request as it is stored, or that it is not there.
+    pub(crate) fn stored(&self) -> Result<Arc<Entry<Meta>>, Failure> {
+        let entry = self.core.store().get(&self.key());
+        entry.ok_or_else(|| self.not_found())
     }
 
     pub(crate) fn not_found(&self) -> Failure {

@@ -503,14 +503,7 @@ impl Accept {
             notation,
             pretty,
         };
-        let mut asked = headers
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .peekable();
+        let mut asked = accepted(headers).peekable();
         if asked.peek().is_none() {
             return Some(accept(Shown::Object, Notation::Json));
         }
@@ -547,6 +540,17 @@ impl Accept {
         }
         None
     }
+}
+
+/// What a client says that it takes, each with its parameters.
+pub(crate) fn accepted(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
 }
 
 #[cfg(test)]

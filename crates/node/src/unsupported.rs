@@ -6,26 +6,10 @@
 //! that is neither read somewhere in this agent, nor here, nor known to be others' business.
 
 use k8s_openapi::api::core::v1::{AppArmorProfile, Pod, PodSpec, Sysctl};
+use objects::SAFE_SYSCTLS;
 
 use crate::admission::Rejection;
 use crate::pod::members;
-
-/// Sysctls of namespaces that a pod has for itself, which can harm nobody but the pod. All others are
-/// for administrators to allow (Kubernetes documentation, "Using sysctls in a Kubernetes Cluster").
-const SYSCTLS_SAFE: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
-];
 
 /// One thing that a pod may ask for.
 struct Row {
@@ -140,7 +124,7 @@ fn forbidden_sysctl(spec: &PodSpec) -> Option<String> {
     let sysctls = spec.security_context.as_ref()?.sysctls.as_ref()?;
     let why = |sysctl: &Sysctl| {
         let name = normalized(&sysctl.name);
-        if !SYSCTLS_SAFE.contains(&name.as_str()) {
+        if !SAFE_SYSCTLS.contains(&name.as_str()) {
             return Some("not allowlisted");
         }
         if name.starts_with("net.") && spec.host_network == Some(true) {
@@ -260,7 +244,7 @@ mod tests {
 
     #[test]
     fn sysctls_that_harm_only_the_pod() {
-        for name in SYSCTLS_SAFE {
+        for name in SAFE_SYSCTLS {
             check(json!({"securityContext": sysctl(name)}), "");
             check(
                 json!({"securityContext": sysctl(&name.replace('.', "/"))}),

@@ -9,6 +9,8 @@
 //! server), is left to the workers; how objects look on the wire is the concern of `kinds`.
 
 pub mod pod;
+mod sysctl;
 mod taint;
 
+pub use sysctl::SAFE_SYSCTLS;
 pub use taint::tolerates;

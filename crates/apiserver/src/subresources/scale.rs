@@ -16,11 +16,7 @@ pub(crate) async fn answer(call: &Call, request: Request<Body>) -> Result<Respon
     let method = request.method().clone();
     let object = match method {
         Method::GET | Method::HEAD => {
-            let entry = call
-                .core
-                .store()
-                .get(&call.key())
-                .ok_or_else(|| call.not_found())?;
+            let entry = call.stored()?;
             answer::parse(call, &entry)?
         }
         Method::PUT => {

@@ -240,11 +240,7 @@ pub(crate) async fn update(
     let resource = &call.resource;
     let key = call.key();
     for _ in 0..TRIES {
-        let entry = call
-            .core
-            .store()
-            .get(&key)
-            .ok_or_else(|| call.not_found())?;
+        let entry = call.stored()?;
         let old = answer::parse(call, &entry)?;
         let mut new = make(&old)?;
         check_identity(call, &new, &old, options)?;

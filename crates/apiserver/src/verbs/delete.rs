@@ -114,13 +114,8 @@ pub(crate) async fn delete_object(
     call: &Call,
     options: &DeleteOptions,
 ) -> Result<Deleted, Failure> {
-    let key = call.key();
     for _ in 0..TRIES {
-        let entry = call
-            .core
-            .store()
-            .get(&key)
-            .ok_or_else(|| call.not_found())?;
+        let entry = call.stored()?;
         let old = answer::parse(call, &entry)?;
         check_preconditions(call, &old, options)?;
         let mut new = old.clone();

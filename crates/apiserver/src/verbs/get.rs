@@ -21,10 +21,6 @@ pub(crate) fn get(call: &Call) -> Result<Response<Body>, Failure> {
             return Err(Failure::revision_too_large(wanted, current));
         }
     }
-    let entry = call
-        .core
-        .store()
-        .get(&call.key())
-        .ok_or_else(|| call.not_found())?;
+    let entry = call.stored()?;
     answer::stored(call, &entry, StatusCode::OK)
 }

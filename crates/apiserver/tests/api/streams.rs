@@ -160,6 +160,16 @@ impl Listening {
         }
     }
 
+    /// A client with a certificate that may do everything.
+    fn admin(&self) -> kube::Client {
+        let issued = self.authority.issue_client("root", Some("system:masters"));
+        let issued = issued.expect("a certificate");
+        self.client(json!({
+            "client-certificate-data": base64(&issued.certificate_pem),
+            "client-key-data": base64(&issued.key_pem),
+        }))
+    }
+
     fn client(&self, user: Value) -> kube::Client {
         let kubeconfig = json!({
             "current-context": "t",
@@ -189,14 +199,7 @@ async fn certificates_and_tokens_are_identities_and_draining_ends_watches() {
     use futures::StreamExt as _;
     use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
     let listening = Listening::new().await;
-    let issued = listening
-        .authority
-        .issue_client("root", Some("system:masters"))
-        .expect("a certificate");
-    let admin = listening.client(json!({
-        "client-certificate-data": base64(&issued.certificate_pem),
-        "client-key-data": base64(&issued.key_pem),
-    }));
+    let admin = listening.admin();
     let namespaces: kube::Api<Namespace> = kube::Api::all(admin.clone());
     assert_eq!(
         namespaces
@@ -242,14 +245,7 @@ async fn certificates_and_tokens_are_identities_and_draining_ends_watches() {
 #[tokio::test]
 async fn a_long_head_is_for_those_who_are_known() {
     let listening = Listening::new().await;
-    let issued = listening
-        .authority
-        .issue_client("root", Some("system:masters"))
-        .expect("a certificate");
-    let admin = listening.client(json!({
-        "client-certificate-data": base64(&issued.certificate_pem),
-        "client-key-data": base64(&issued.key_pem),
-    }));
+    let admin = listening.admin();
     let nobody = listening.client(json!({}));
     let check = async |client: &kube::Client, bytes: usize, expected: u16| {
         let request = http::Request::builder()

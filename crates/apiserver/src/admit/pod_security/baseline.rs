@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use objects::SAFE_SYSCTLS;
 use serde_json::Value;
 
 use super::{containers, names_where, quoted, said_of, setters};
@@ -21,22 +22,6 @@ const CAPABILITIES: &[&str] = &[
     "SETPCAP",
     "SETUID",
     "SYS_CHROOT",
-];
-
-/// What is namespaced, and harmless to other pods.
-const SYSCTLS: &[&str] = &[
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.tcp_wmem",
 ];
 
 /// What is against the level in a pod, or nothing.
@@ -138,40 +123,26 @@ fn host_path_volumes(spec: &Value) -> Option<String> {
 }
 
 fn host_ports(spec: &Value) -> Option<String> {
-    let of = |container: &Value| -> Vec<i64> {
+    let using = using(spec, |container| {
         container["ports"]
             .as_array()
             .into_iter()
             .flatten()
             .filter_map(|port| port["hostPort"].as_i64())
             .filter(|port| *port != 0)
+            .map(|port| port.to_string())
             .collect()
-    };
-    let using: Vec<&Value> = containers(spec)
-        .filter(|container| !of(container).is_empty())
-        .collect();
-    let names: Vec<&str> = using
-        .iter()
-        .filter_map(|container| container["name"].as_str())
-        .collect();
-    let ports: BTreeSet<String> = using
-        .iter()
-        .flat_map(|container| of(container))
-        .map(|port| port.to_string())
-        .collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "hostPort ({} {} hostPort{} {})",
-            said_of("container", &names),
-            if names.len() == 1 { "uses" } else { "use" },
-            if ports.len() == 1 { "" } else { "s" },
-            ports.into_iter().collect::<Vec<_>>().join(", ")
-        )
-    })
+    })?;
+    let ports: Vec<String> = using.values.into_iter().collect();
+    let (said, uses, s) = (using.said, using.verb, using.plural);
+    Some(format!(
+        "hostPort ({said} {uses} hostPort{s} {})",
+        ports.join(", ")
+    ))
 }
 
 fn probe_hosts(spec: &Value) -> Option<String> {
-    let of = |container: &Value| -> Vec<String> {
+    let using = using(spec, |container| {
         let handlers = [
             &container["livenessProbe"],
             &container["readinessProbe"],
@@ -185,23 +156,41 @@ fn probe_hosts(spec: &Value) -> Option<String> {
             .filter_map(|host| host.as_str().map(str::to_owned))
             .filter(|host| !matches!(host.as_str(), "" | "127.0.0.1" | "::1" | "localhost"))
             .collect()
-    };
-    let using: Vec<&Value> = containers(spec)
-        .filter(|container| !of(container).is_empty())
-        .collect();
-    let names: Vec<&str> = using
-        .iter()
-        .filter_map(|container| container["name"].as_str())
-        .collect();
-    let hosts: BTreeSet<String> = using.iter().flat_map(|container| of(container)).collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "probe or lifecycle host ({} {} probe or lifecycle host{} {})",
-            said_of("container", &names),
-            if names.len() == 1 { "uses" } else { "use" },
-            if hosts.len() == 1 { "" } else { "s" },
-            quoted(hosts.iter().map(String::as_str))
-        )
+    })?;
+    let hosts = quoted(using.values.iter().map(String::as_str));
+    let (said, uses, s) = (using.said, using.verb, using.plural);
+    Some(format!(
+        "probe or lifecycle host ({said} {uses} probe or lifecycle host{s} {hosts})"
+    ))
+}
+
+/// Containers that have what they may not have.
+struct Using {
+    /// The containers, as they are told.
+    said: String,
+    /// What they do.
+    verb: &'static str,
+    /// All that they have, each once.
+    values: BTreeSet<String>,
+    /// The ending of what these are called.
+    plural: &'static str,
+}
+
+fn using(spec: &Value, of: impl Fn(&Value) -> Vec<String>) -> Option<Using> {
+    let mut names = Vec::new();
+    let mut values = BTreeSet::new();
+    for container in containers(spec) {
+        let used = of(container);
+        if !used.is_empty() {
+            names.extend(container["name"].as_str());
+            values.extend(used);
+        }
+    }
+    (!names.is_empty()).then(|| Using {
+        said: said_of("container", &names),
+        verb: if names.len() == 1 { "uses" } else { "use" },
+        plural: if values.len() == 1 { "" } else { "s" },
+        values,
     })
 }
 
@@ -303,7 +292,7 @@ fn sysctls(spec: &Value) -> Option<String> {
         .into_iter()
         .flatten()
         .filter_map(|sysctl| sysctl["name"].as_str())
-        .filter(|name| !SYSCTLS.contains(name))
+        .filter(|name| !SAFE_SYSCTLS.contains(name))
         .collect();
     (!names.is_empty()).then(|| format!("forbidden sysctls ({})", names.join(", ")))
 }
