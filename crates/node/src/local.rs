@@ -19,6 +19,25 @@ pub(crate) enum Busy {
     },
 }
 
+/// What came of stopping one run.
+#[derive(Default)]
+pub(crate) struct Unstopped {
+    /// Its preStop hook was begun, and is not begun again.
+    pub(crate) hook_begun: bool,
+    /// Failures to stop it, in a row.
+    pub(crate) failures: u32,
+    /// It could not be stopped; try not before this.
+    pub(crate) retry_at: Option<Timestamp>,
+}
+
+impl Unstopped {
+    /// There is a new reason to stop it.
+    pub(crate) fn try_anew(&mut self) {
+        self.failures = 0;
+        self.retry_at = None;
+    }
+}
+
 /// One container.
 #[derive(Default)]
 pub(crate) struct Local {
@@ -31,6 +50,8 @@ pub(crate) struct Local {
     /// It waits for its image.
     pub(crate) wants_image: bool,
     pub(crate) busy: Option<Busy>,
+    /// The run that the engine shows did not end when it was to.
+    pub(crate) unstopped: Unstopped,
     /// It is stopped to be run with another image.
     pub(crate) replacing: bool,
     /// The run for which "Back-off restarting" was said.
@@ -54,6 +75,7 @@ impl Local {
         self.startup = None;
         self.readiness = None;
         self.replacing = false;
+        self.unstopped = Unstopped::default();
         self.probes.clear();
     }
 

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use engine::SandboxStatus;
+use engine::{ContainerState, ContainerStatus, SandboxStatus};
+use futures::StreamExt;
 use jiff::Timestamp;
 
 use crate::context::Context;
@@ -14,34 +16,50 @@ const BYTES_MAX: u64 = 10 << 20;
 /// Files of one run, with the one that is being written.
 const FILES_MAX: usize = 5;
 
+/// For a keeper to begin a new log. Its container goes on writing to the one that was moved away, and
+/// the next rotation asks again.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Logs that are looked after at a time, so that one keeper that hangs holds nobody up.
+const AT_A_TIME: usize = 16;
+
 /// Moves long logs of the running ones of these containers away, and removes the oldest.
 pub(crate) async fn rotate_logs(context: Arc<Context>, sandboxes: Vec<SandboxStatus>) {
-    for sandbox in sandboxes {
-        for container in sandbox.containers {
-            let running = matches!(container.state, engine::ContainerState::Running { .. });
-            let log = &container.log_path;
-            if !running || !log.starts_with(&context.config.log_dir) {
-                continue;
+    let containers = sandboxes
+        .into_iter()
+        .flat_map(|sandbox| sandbox.containers)
+        .filter(|container| {
+            matches!(container.state, ContainerState::Running { .. })
+                && container.log_path.starts_with(&context.config.log_dir)
+        });
+    futures::stream::iter(containers)
+        .for_each_concurrent(AT_A_TIME, |container| rotate(&context, container))
+        .await;
+}
+
+async fn rotate(context: &Context, container: ContainerStatus) {
+    let log = &container.log_path;
+    match std::fs::metadata(log) {
+        Ok(found) if found.len() > BYTES_MAX => {
+            if let Err(error) = std::fs::rename(log, moved(log, context.now())) {
+                tracing::warn!(%error, log = %log.display(), "a log was not rotated");
+                return;
             }
-            match std::fs::metadata(log) {
-                Ok(found) if found.len() > BYTES_MAX => {
-                    if let Err(error) = std::fs::rename(log, moved(log, context.now())) {
-                        tracing::warn!(%error, log = %log.display(), "a log was not rotated");
-                        continue;
-                    }
-                }
-                // It was moved away, and nobody came to begin it anew: that is still to be done.
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Ok(_) | Err(_) => continue,
-            }
-            if let Err(error) = context.engine.reopen_log(&container.id).await {
-                tracing::warn!(%error, log = %log.display(), "a log was not begun anew");
-            }
-            for old in outdated(log) {
-                if let Err(error) = std::fs::remove_file(&old) {
-                    tracing::warn!(%error, log = %old.display(), "an old log was not removed");
-                }
-            }
+        }
+        // It was moved away, and nobody came to begin it anew: that is still to be done.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Ok(_) | Err(_) => return,
+    }
+    let error = match tokio::time::timeout(TIMEOUT, context.engine.reopen_log(&container.id)).await
+    {
+        Ok(begun) => begun.err().map(|error| error.to_string()),
+        Err(late) => Some(late.to_string()),
+    };
+    if let Some(error) = error {
+        tracing::warn!(error, log = %log.display(), "a log was not begun anew");
+    }
+    for old in outdated(log) {
+        if let Err(error) = std::fs::remove_file(&old) {
+            tracing::warn!(%error, log = %old.display(), "an old log was not removed");
         }
     }
 }

@@ -19,6 +19,9 @@ use crate::pod::{self, Member, Role, members};
 use crate::record::remembered;
 use crate::stop::{Stop, pre_stop};
 
+/// What is kept by somebody who does not answer is not waited for longer than this after its time.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Ends the containers of all pods side by side, each as its pod asked: preStop hook, stop signal, and
 /// the kill when the pod's own grace period is over, or `limit` if that is shorter. Within a pod,
 /// sidecars end after the others, the last one first. Returns when everything has ended or has been
@@ -69,6 +72,7 @@ async fn end_container(
         container,
         address,
         deadline,
+        patience: PATIENCE,
     };
     let complain = |error| {
         tracing::info!(%error, pod = pod::formatted(pod), container = container.name, "preStop hook failed");

@@ -24,10 +24,10 @@ use crate::sandbox;
 use crate::sources::SourceKey;
 use crate::start::{self, Cause, Order, Refusal, Started};
 use crate::status::Waiting;
-use crate::stop::{Stop, pre_stop};
+use crate::stop::{Stop, StopError, pre_stop};
 use crate::unsupported::{self, Obstacle};
 use crate::volumes::Places;
-use crate::worker::{Done, Job, Mode, Worker};
+use crate::worker::{Done, Job, Mode, Worker, after_failure};
 
 /// First and longest wait before a missing image is looked for again.
 const IMAGE_WAIT_MIN: SignedDuration = SignedDuration::from_secs(10);
@@ -309,7 +309,7 @@ impl Worker {
     }
 
     /// Stops a container, its preStop hook first. With less time than a stop that is under way, that
-    /// one is given up for this.
+    /// one is given up for this. After one that failed it is not tried again at once.
     pub(crate) fn stop(&mut self, name: &str, message: &str, grace: Duration) {
         let Some(member) = self.member(name).cloned() else {
             return;
@@ -318,8 +318,12 @@ impl Worker {
             return;
         };
         let deadline = Instant::now() + grace;
+        let now = self.context.now();
         let local = self.locals.entry(name.to_owned()).or_default();
-        let mut with_hook = true;
+        if let Some(at) = local.unstopped.retry_at.filter(|at| *at > now) {
+            self.look_again_at(at);
+            return;
+        }
         match &local.busy {
             Some(Busy::Stopping {
                 job,
@@ -329,11 +333,11 @@ impl Worker {
                     return;
                 }
                 job.abort();
-                with_hook = false;
             }
             Some(Busy::Starting(job)) => job.abort(),
             None => {}
         }
+        let with_hook = !std::mem::replace(&mut local.unstopped.hook_begun, true);
         if with_hook {
             self.context.event(
                 &self.pod,
@@ -347,15 +351,34 @@ impl Worker {
         let address = self.address().unwrap_or_default();
         let container = name.to_owned();
         let job = self.spawn(Job::Stop(name.to_owned()), async move {
-            stop(
+            let result = stop(
                 &context, &pod, &member, &attempt, &address, deadline, with_hook,
-            )
-            .await;
-            Done::Stop(container)
+            );
+            Done::Stop(container, result.await)
         });
         let local = self.locals.entry(name.to_owned()).or_default();
         local.probes.clear();
         local.busy = Some(Busy::Stopping { job, deadline });
+    }
+
+    /// An attempt to stop a container is over; after one that failed there is another one later.
+    pub(crate) fn stopped(&mut self, name: String, has_ended: bool) {
+        let now = self.context.now();
+        let local = self.locals.entry(name).or_default();
+        if matches!(local.busy, Some(Busy::Stopping { .. })) {
+            local.busy = None;
+        }
+        let unstopped = &mut local.unstopped;
+        match has_ended {
+            true => unstopped.try_anew(),
+            false => unstopped.retry_at = Some(after_failure(&mut unstopped.failures, now)),
+        }
+    }
+
+    /// Whether stopping a container has failed, and is not being tried.
+    pub(crate) fn is_unstoppable(&self, name: &str) -> bool {
+        let local = self.locals.get(name);
+        local.is_some_and(|local| local.unstopped.failures > 0 && local.busy.is_none())
     }
 
     /// Begins to ask the probes whose time has come.
@@ -527,7 +550,7 @@ async fn stop(
     address: &str,
     deadline: Instant,
     with_hook: bool,
-) {
+) -> Result<(), StopError> {
     let container = &member.container;
     let warn = |reason, message: &str| {
         context.event(pod, Some(member), EventType::Warning, reason, message);
@@ -538,13 +561,17 @@ async fn stop(
         container,
         address,
         deadline,
+        patience: context.config.heartbeat,
     };
     let hook = pre_stop(container).filter(|_| with_hook && attempt.is_running());
     let complain = |error: HookError| {
         tracing::info!(%error, pod = pod::formatted(pod), container = container.name, "preStop hook failed");
         warn("FailedPreStopHook", "PreStopHook failed");
     };
-    if let Err(error) = stop.run(hook, complain).await {
+    let stopped = stop.run(hook, complain).await;
+    if let Err(error) = &stopped {
+        tracing::warn!(%error, pod = pod::formatted(pod), container = container.name, "it was not stopped");
         warn("FailedKillPod", &format!("error killing pod: {error}"));
     }
+    stopped
 }

@@ -6,10 +6,20 @@ use engine::{ContainerId, Engine};
 use k8s_openapi::api::core::v1::{Container, LifecycleHandler};
 use tokio::time::Instant;
 
+use crate::handler;
 use crate::hooks::{self, HookError};
 
 /// A container has at least this long to end after its preStop hook took its time.
 const GRACE_AFTER_HOOK: Duration = Duration::from_secs(2);
+
+/// Why a container was not ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StopError {
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    #[error("its time is over, and {} later it is not known to have ended", handler::seconds(*.0))]
+    Late(Duration),
+}
 
 /// A running container, and by when it is to have ended.
 pub(crate) struct Stop<'a> {
@@ -19,6 +29,8 @@ pub(crate) struct Stop<'a> {
     /// Where its pod can be reached.
     pub(crate) address: &'a str,
     pub(crate) deadline: Instant,
+    /// How long after that the engine may be silent: who keeps the container may hang.
+    pub(crate) patience: Duration,
 }
 
 impl Stop<'_> {
@@ -28,7 +40,7 @@ impl Stop<'_> {
         self,
         hook: Option<&LifecycleHandler>,
         complain: impl FnOnce(HookError),
-    ) -> Result<(), engine::Error> {
+    ) -> Result<(), StopError> {
         let mut grace = self.left();
         if let Some(hook) = hook {
             let run = hooks::run(self.engine, self.id, self.container, self.address, hook);
@@ -37,7 +49,11 @@ impl Stop<'_> {
             }
             grace = self.left().max(GRACE_AFTER_HOOK);
         }
-        self.engine.stop_container(self.id, grace).await
+        let stop = self.engine.stop_container(self.id, grace);
+        match tokio::time::timeout(grace + self.patience, stop).await {
+            Ok(stopped) => Ok(stopped?),
+            Err(_) => Err(StopError::Late(self.patience)),
+        }
     }
 
     fn left(&self) -> Duration {

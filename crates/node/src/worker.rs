@@ -25,7 +25,7 @@ use crate::admission::Rejection;
 use crate::backoff::BackOffs;
 use crate::context::Context;
 use crate::excess::{self, EVICTED};
-use crate::local::{Busy, Local};
+use crate::local::Local;
 use crate::observed::{Attempt, Observed};
 use crate::plan::{self, Knowledge, Plan, Verdict};
 use crate::pod::{self, Member, Role};
@@ -33,6 +33,7 @@ use crate::probes::News;
 use crate::report::Report;
 use crate::start::{Refusal, Started};
 use crate::status::End;
+use crate::stop::StopError;
 use crate::termination;
 use crate::volumes::VolumeKeeper;
 
@@ -78,7 +79,7 @@ pub(crate) enum Done {
     Sandbox(Result<(), engine::Error>),
     StopSandbox(Result<(), engine::Error>),
     Start(String, Result<Started, Refusal>),
-    Stop(String),
+    Stop(String, Result<(), StopError>),
     Source(String),
     Status(Result<Box<Pod>, kube::Error>),
     TearDown(Result<(), String>),
@@ -386,6 +387,7 @@ impl Worker {
         for local in self.locals.values_mut() {
             local.abandon_start();
             local.probes.clear();
+            local.unstopped.try_anew();
         }
         self.abort(|job| matches!(job, Job::Sandbox | Job::Source(_)));
         let deadline = Instant::now() + pod::grace(&self.pod);
@@ -489,8 +491,14 @@ impl Worker {
             true => sidecars.into_iter().next_back().into_iter().collect(),
         };
         let grace = deadline.saturating_duration_since(Instant::now());
-        for (name, _) in &next {
-            self.stop(name, &format!("Stopping container {name}"), grace);
+        let given_up = grace.is_zero() && next.iter().all(|(name, _)| self.is_unstoppable(name));
+        if !given_up {
+            for (name, _) in &next {
+                self.stop(name, &format!("Stopping container {name}"), grace);
+            }
+            if !grace.is_zero() && next.iter().any(|(name, _)| self.is_unstoppable(name)) {
+                self.look_again_in(grace.try_into().unwrap_or(SignedDuration::MAX));
+            }
         }
         let is_idle = !self.job_kinds.values().any(|(job, _)| {
             matches!(
@@ -498,13 +506,18 @@ impl Worker {
                 Job::Start(_) | Job::Stop(_) | Job::Sandbox | Job::StopSandbox
             )
         });
-        if !next.is_empty() || !is_idle || self.is_waiting_to_retry() {
+        if !(next.is_empty() || given_up) || !is_idle {
             return;
         }
+        // The engine ends by force what does not end.
         if self.observed.alive || self.observed.any_running() {
-            self.stop_sandbox();
+            if !self.is_waiting_to_retry() {
+                self.stop_sandbox();
+            }
             return;
         }
+        self.retry_at = None;
+        self.failures = 0;
         self.context.admission.release(pod::uid(&self.pod));
         self.mode = Mode::Ended { end };
     }
@@ -527,7 +540,8 @@ impl Worker {
                     "a step panicked: {error}"
                 );
                 match job {
-                    Some(Job::Start(name) | Job::Stop(name)) => {
+                    Some(Job::Stop(name)) => self.stopped(name, false),
+                    Some(Job::Start(name)) => {
                         let retry_at = self.after_failure();
                         let local = self.locals.entry(name).or_default();
                         local.busy = None;
@@ -543,14 +557,10 @@ impl Worker {
         match done {
             Done::Sandbox(result) => self.sandbox_made(result),
             Done::StopSandbox(Err(error)) => self.failed("stop the sandbox", &error.to_string()),
-            Done::StopSandbox(Ok(())) => self.failures = 0,
+            // If it is shown as it was, not at once again.
+            Done::StopSandbox(Ok(())) => self.retry_at = Some(self.after_failure()),
             Done::Start(name, result) => self.started(&name, result),
-            Done::Stop(name) => {
-                let local = self.locals.entry(name).or_default();
-                if matches!(local.busy, Some(Busy::Stopping { .. })) {
-                    local.busy = None;
-                }
-            }
+            Done::Stop(name, result) => self.stopped(name, result.is_ok()),
             Done::Source(name) => self.locals.entry(name).or_default().retry_at = None,
             Done::Status(result) => {
                 let now = self.context.now();
@@ -572,13 +582,9 @@ impl Worker {
         self.retry_at = Some(self.after_failure());
     }
 
-    /// Counts a failure; 1 s, 2 s, 4 s … 60 s from now.
     fn after_failure(&mut self) -> Timestamp {
-        let pause =
-            SignedDuration::from_secs(1 << self.failures.min(6)).min(SignedDuration::from_mins(1));
-        self.failures = self.failures.saturating_add(1);
         let now = self.context.now();
-        now.saturating_add(pause).unwrap_or(Timestamp::MAX)
+        after_failure(&mut self.failures, now)
     }
 
     pub(crate) fn is_waiting_to_retry(&self) -> bool {
@@ -625,4 +631,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// Counts a failure; 1 s, 2 s, 4 s … 60 s from now.
+pub(crate) fn after_failure(failures: &mut u32, now: Timestamp) -> Timestamp {
+    let pause =
+        SignedDuration::from_secs(1 << (*failures).min(6)).min(SignedDuration::from_mins(1));
+    *failures = failures.saturating_add(1);
+    now.saturating_add(pause).unwrap_or(Timestamp::MAX)
 }

@@ -38,12 +38,23 @@ struct State {
     graces: Vec<Duration>,
     /// Containers that were told to end, and commands that were executed in them, the last one last.
     told: Vec<String>,
+    /// What becomes of calls to stop containers and to begin their logs anew.
+    stuck: BTreeMap<String, Stuck>,
     /// Questions about all sandboxes are not answered.
     is_silent: bool,
     /// Those who keep the containers do not answer.
     is_unwell: bool,
     /// Ports of sandboxes lead here.
     target: Option<std::net::SocketAddr>,
+}
+
+/// How one who keeps a container lets down who calls.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Stuck {
+    /// It says that it cannot.
+    Refuses,
+    /// It says nothing.
+    Hangs,
 }
 
 struct Sandbox {
@@ -163,6 +174,25 @@ impl FakeEngine {
     /// Whether those who keep its containers do not answer.
     pub(crate) fn set_unwell(&self, is_unwell: bool) {
         self.0.lock().is_unwell = is_unwell;
+    }
+
+    /// From now on containers named so cannot be stopped, nor their logs begun anew.
+    pub(crate) fn set_stuck(&self, name: &str, stuck: Stuck) {
+        self.0.lock().stuck.insert(name.to_owned(), stuck);
+    }
+
+    /// Whether the container does what it is told to.
+    async fn listens(&self, id: &ContainerId) -> Result<(), Error> {
+        let stuck = {
+            let mut state = self.0.lock();
+            let name = state.container(id)?.spec.name.clone();
+            state.stuck.get(&name).copied()
+        };
+        match stuck {
+            None => Ok(()),
+            Some(Stuck::Refuses) => Err(Error::Invalid("it does not answer".to_owned())),
+            Some(Stuck::Hangs) => std::future::pending().await,
+        }
     }
 
     pub(crate) fn set_target(&self, target: std::net::SocketAddr) {
@@ -379,9 +409,13 @@ impl Engine for FakeEngine {
     }
 
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error> {
+        {
+            let mut state = self.0.lock();
+            state.graces.push(grace);
+            state.note(id, "stop");
+        }
+        self.listens(id).await?;
         let mut state = self.0.lock();
-        state.graces.push(grace);
-        state.note(id, "stop");
         state.exit(id, 0, None);
         Ok(())
     }
@@ -480,6 +514,7 @@ impl Engine for FakeEngine {
     }
 
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
+        self.listens(id).await?;
         let log = self.0.lock().container(id)?.spec.log_path.clone();
         std::fs::write(log, "").expect("the directory is there");
         Ok(())

@@ -6,6 +6,7 @@ mod node_status;
 mod remains;
 mod shutdown;
 mod streaming;
+mod stuck;
 mod unsupported;
 mod volumes;
 
