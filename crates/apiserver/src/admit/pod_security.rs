@@ -1,8 +1,8 @@
 //! Pod Security admission: a namespace's labels say how much its pods may ask for.
 //!
 //! `enforce` refuses pods, `warn` tells the writer; of workloads, whose pods come later, the writer
-//! is only told. Audit annotations have no place to go yet. All levels are those of the newest
-//! version, whatever version a label pins.
+//! is only told. Audit annotations have no place to go yet. Versions of levels from before 1.19, which
+//! went by annotations, are taken for 1.19.
 //! (Kubernetes, "Pod Security Standards" and "Pod Security Admission".)
 
 mod baseline;
@@ -43,6 +43,29 @@ impl Level {
     }
 }
 
+/// The version of a level, by its minor number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version(u32);
+
+impl Version {
+    const OLDEST: Version = Version(19);
+    const LATEST: Version = Version(u32::MAX);
+    /// Since when pods with users of their own may be somebody else in there.
+    const OWN_USERS: Version = Version(35);
+
+    fn parse(text: &str) -> Version {
+        let minor = text
+            .strip_prefix("v1.")
+            .and_then(|minor| minor.parse().ok());
+        minor.map_or(Version::LATEST, |minor| Version(minor).max(Version::OLDEST))
+    }
+
+    /// Whether the pod has users of its own and this version makes something of that.
+    fn relaxes(self, spec: &Value) -> bool {
+        self >= Version::OWN_USERS && spec["hostUsers"] == false
+    }
+}
+
 /// A level with the version that a namespace asks for.
 struct Policy {
     level: Level,
@@ -67,12 +90,13 @@ impl Policy {
 
     /// What in the pod is against the policy; `None` if nothing is.
     fn violations(&self, spec: &Value) -> Option<String> {
+        let version = Version::parse(&self.version);
         let found = match self.level {
             Level::Privileged => return None,
-            Level::Baseline => baseline::violations(spec, false),
+            Level::Baseline => baseline::violations(spec, version, false),
             Level::Restricted => {
-                let mut found = baseline::violations(spec, true);
-                found.extend(restricted::violations(spec));
+                let mut found = baseline::violations(spec, version, true);
+                found.extend(restricted::violations(spec, version));
                 found
             }
         };
@@ -229,9 +253,14 @@ mod tests {
     use serde_json::json;
 
     fn check_level(level: Level, spec: Value, expected: &str) {
+        check_version(level, "latest", spec, expected);
+    }
+
+    #[track_caller]
+    fn check_version(level: Level, version: &str, spec: Value, expected: &str) {
         let policy = Policy {
             level,
-            version: "latest".into(),
+            version: version.into(),
         };
         let found = policy.violations(&spec).unwrap_or_default();
         let found = found.split_once(": ").map_or("", |(_, found)| found);
@@ -279,6 +308,77 @@ mod tests {
         check(
             json!({"containers": [{"name": "a", "livenessProbe": {"httpGet": {"host": "1.2.3.4"}}, "lifecycle": {"postStart": {"tcpSocket": {"host": "a"}}}}]}),
             "probe or lifecycle host (container \"a\" uses probe or lifecycle hosts \"1.2.3.4\", \"a\")",
+        );
+    }
+
+    /// As the genuine server answers for each version.
+    #[test]
+    fn a_level_is_that_of_its_version() {
+        let good = json!({"allowPrivilegeEscalation": false, "runAsNonRoot": true, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}});
+        let with = |field: &str, value: Value| {
+            let mut context = good.clone();
+            context[field] = value;
+            json!({"containers": [{"name": "a", "securityContext": context}]})
+        };
+        let check = |spec: &Value, since: u32, until: &str, then: &str| {
+            for level in [Level::Baseline, Level::Restricted] {
+                let before = format!("v1.{}", since - 1);
+                check_version(level, &before, spec.clone(), until);
+                for version in [&format!("v1.{since}"), "v1.99", "latest"] {
+                    check_version(level, version, spec.clone(), then);
+                }
+            }
+        };
+        let mut spec = with("seLinuxOptions", json!({"type": "container_engine_t"}));
+        let refused = "seLinuxOptions (container \"a\" set forbidden securityContext.seLinuxOptions: type \"container_engine_t\")";
+        check(&spec, 31, refused, "");
+        for (since, name) in [
+            (27, "net.ipv4.ip_local_reserved_ports"),
+            (29, "net.ipv4.tcp_keepalive_time"),
+            (32, "net.ipv4.tcp_rmem"),
+        ] {
+            spec = with("runAsNonRoot", json!(true));
+            spec["securityContext"] = json!({"sysctls": [{"name": name}]});
+            check(&spec, since, &format!("forbidden sysctls ({name})"), "");
+        }
+        spec = with("runAsNonRoot", json!(true));
+        spec["containers"][0]["livenessProbe"] = json!({"httpGet": {"host": "1.2.3.4"}});
+        let refused =
+            "probe or lifecycle host (container \"a\" uses probe or lifecycle host \"1.2.3.4\")";
+        check(&spec, 34, "", refused);
+
+        let check = |version: &str, spec: &Value, expected: &str| {
+            check_version(Level::Restricted, version, spec.clone(), expected);
+        };
+        let refused = "runAsUser=0 (container \"a\" must not set runAsUser=0)";
+        let root = with("runAsUser", json!(0));
+        check("v1.22", &root, "");
+        check("v1.23", &root, refused);
+        let mut own_users = root;
+        own_users["hostUsers"] = json!(false);
+        check("v1.34", &own_users, refused);
+        check("v1.35", &own_users, "");
+        own_users["containers"][0]["securityContext"]["runAsNonRoot"] = json!(false);
+        check("latest", &own_users, "");
+        let unmasked =
+            "procMount (container \"a\" must not set securityContext.procMount to \"Unmasked\")";
+        let mut open = with("procMount", json!("Unmasked"));
+        open["hostUsers"] = json!(false);
+        check("latest", &open, unmasked);
+        check_version(Level::Baseline, "v1.34", open.clone(), unmasked);
+        check_version(Level::Baseline, "v1.35", open, "");
+        let windows = json!({"os": {"name": "windows"}, "containers": [{"name": "a", "securityContext": {"runAsNonRoot": true}}]});
+        check("v1.25", &windows, "");
+        check(
+            "v1.24",
+            &windows,
+            "allowPrivilegeEscalation != false (container \"a\" must set securityContext.allowPrivilegeEscalation=false), unrestricted capabilities (container \"a\" must set securityContext.capabilities.drop=[\"ALL\"]), seccompProfile (pod or container \"a\" must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")",
+        );
+        let adds = with("capabilities", json!({"add": ["NET_ADMIN"]}));
+        check(
+            "v1.21",
+            &adds,
+            "non-default capabilities (container \"a\" must not include \"NET_ADMIN\" in securityContext.capabilities.add)",
         );
     }
 

@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use objects::SAFE_SYSCTLS;
 use serde_json::Value;
 
-use super::{containers, names_where, quoted, said_of, setters};
+use super::{Version, containers, names_where, quoted, restricted, said_of, setters};
+
+/// Since when hosts that probes name count.
+const PROBE_HOSTS_SINCE: Version = Version(34);
 
 /// What a container has anyway.
 const CAPABILITIES: &[&str] = &[
@@ -24,39 +27,56 @@ const CAPABILITIES: &[&str] = &[
     "SYS_CHROOT",
 ];
 
-/// What is against the level in a pod, or nothing.
-type Check = fn(&Value) -> Option<String>;
+/// Those of the safe sysctls that came to be so, and with which version.
+const SYSCTLS_SINCE: &[(u32, &[&str])] = &[
+    (27, &["net.ipv4.ip_local_reserved_ports"]),
+    (
+        29,
+        &[
+            "net.ipv4.tcp_fin_timeout",
+            "net.ipv4.tcp_keepalive_intvl",
+            "net.ipv4.tcp_keepalive_probes",
+            "net.ipv4.tcp_keepalive_time",
+        ],
+    ),
+    (32, &["net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"]),
+];
 
-const SELINUX_TYPES: &[&str] = &[
-    "",
-    "container_t",
-    "container_init_t",
-    "container_kvm_t",
-    "container_engine_t",
+/// Which SELinux types there may be, and since which version.
+const SELINUX_TYPES: &[(u32, &str)] = &[
+    (0, ""),
+    (0, "container_t"),
+    (0, "container_init_t"),
+    (0, "container_kvm_t"),
+    (31, "container_engine_t"),
 ];
 
 /// Everything that is against the level, in upstream's order and words. Checks that the restricted
 /// level has stricter forms of are left to it if it is the one that is asked for.
-pub(super) fn violations(spec: &Value, for_restricted: bool) -> Vec<String> {
-    let checks: &[(bool, Check)] = &[
-        (false, app_armor),
-        (true, capabilities),
-        (false, host_namespaces),
-        (true, host_path_volumes),
-        (false, host_ports),
-        (false, probe_hosts),
-        (false, privileged),
-        (false, proc_mount),
-        (false, selinux),
-        (true, seccomp),
-        (false, sysctls),
-        (false, windows_host_process),
-    ];
-    checks
-        .iter()
-        .filter(|(replaced, _)| !(*replaced && for_restricted))
-        .filter_map(|(_, check)| check(spec))
-        .collect()
+pub(super) fn violations(spec: &Value, version: Version, for_restricted: bool) -> Vec<String> {
+    let unless = |replaced: bool, check: fn(&Value) -> Option<String>| {
+        if replaced { None } else { check(spec) }
+    };
+    let replaces_capabilities = for_restricted && version >= restricted::CAPABILITIES_SINCE;
+    // In a user namespace of its own, what is unmasked belongs to the pod.
+    let unmasks = !for_restricted && version.relaxes(spec);
+    [
+        app_armor(spec),
+        unless(replaces_capabilities, capabilities),
+        host_namespaces(spec),
+        unless(for_restricted, host_path_volumes),
+        host_ports(spec),
+        unless(version < PROBE_HOSTS_SINCE, probe_hosts),
+        privileged(spec),
+        unless(unmasks, proc_mount),
+        selinux(spec, version),
+        unless(for_restricted, seccomp),
+        sysctls(spec, version),
+        windows_host_process(spec),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn app_armor(spec: &Value) -> Option<String> {
@@ -205,10 +225,6 @@ fn privileged(spec: &Value) -> Option<String> {
 }
 
 fn proc_mount(spec: &Value) -> Option<String> {
-    // In a user namespace of its own, what is unmasked belongs to the pod.
-    if spec["hostUsers"] == false {
-        return None;
-    }
     let bad = |context: &Value| {
         let mount = context["procMount"].as_str().unwrap_or_default();
         !matches!(mount, "" | "Default")
@@ -222,7 +238,11 @@ fn proc_mount(spec: &Value) -> Option<String> {
     })
 }
 
-fn selinux(spec: &Value) -> Option<String> {
+fn selinux(spec: &Value, version: Version) -> Option<String> {
+    let is_allowed = |name: &str| {
+        let mut types = SELINUX_TYPES.iter();
+        types.any(|(since, allowed)| *allowed == name && version >= Version(*since))
+    };
     let type_of = |context: &Value| {
         context["seLinuxOptions"]["type"]
             .as_str()
@@ -236,9 +256,7 @@ fn selinux(spec: &Value) -> Option<String> {
             .is_empty()
     };
     let bad = |context: &Value| {
-        !SELINUX_TYPES.contains(&type_of(context).as_str())
-            || sets(context, "user")
-            || sets(context, "role")
+        !is_allowed(&type_of(context)) || sets(context, "user") || sets(context, "role")
     };
     let who = setters(bad(&spec["securityContext"]), &names_where(spec, bad))?;
     let contexts: Vec<&Value> = std::iter::once(&spec["securityContext"])
@@ -247,7 +265,7 @@ fn selinux(spec: &Value) -> Option<String> {
     let types: BTreeSet<String> = contexts
         .iter()
         .map(|context| type_of(context))
-        .filter(|name| !SELINUX_TYPES.contains(&name.as_str()))
+        .filter(|name| !is_allowed(name))
         .collect();
     let mut parts = Vec::new();
     if !types.is_empty() {
@@ -286,13 +304,17 @@ fn seccomp(spec: &Value) -> Option<String> {
     ))
 }
 
-fn sysctls(spec: &Value) -> Option<String> {
+fn sysctls(spec: &Value, version: Version) -> Option<String> {
+    let is_new = |name: &&str| {
+        let mut later = SYSCTLS_SINCE.iter();
+        later.any(|(since, names)| names.contains(name) && version < Version(*since))
+    };
     let names: Vec<&str> = spec["securityContext"]["sysctls"]
         .as_array()
         .into_iter()
         .flatten()
         .filter_map(|sysctl| sysctl["name"].as_str())
-        .filter(|name| !SAFE_SYSCTLS.contains(name))
+        .filter(|name| !SAFE_SYSCTLS.contains(name) || is_new(name))
         .collect();
     (!names.is_empty()).then(|| format!("forbidden sysctls ({})", names.join(", ")))
 }

@@ -5,7 +5,14 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::baseline::{bad_seccomp, forbidden_capabilities};
-use super::{names_where, quoted, said_of, setters};
+use super::{Version, names_where, quoted, said_of, setters};
+
+/// Since when capabilities have to be dropped.
+pub(super) const CAPABILITIES_SINCE: Version = Version(22);
+/// Since when the number of the user counts.
+const USER_SINCE: Version = Version(23);
+/// Since when pods for Windows need not say what has no meaning there.
+const WINDOWS_SINCE: Version = Version(25);
 
 const VOLUMES: &[&str] = &[
     "configMap",
@@ -21,16 +28,25 @@ const VOLUMES: &[&str] = &[
 
 /// Everything that is against what this level has beyond the baseline, in upstream's order and
 /// words.
-pub(super) fn violations(spec: &Value) -> Vec<String> {
-    let checks: &[fn(&Value) -> Option<String>] = &[
-        privilege_escalation,
-        capabilities,
-        volumes,
-        run_as_non_root,
-        run_as_user,
-        seccomp,
-    ];
-    checks.iter().filter_map(|check| check(spec)).collect()
+pub(super) fn violations(spec: &Value, version: Version) -> Vec<String> {
+    let when = |holds: bool, check: fn(&Value) -> Option<String>| {
+        if holds { check(spec) } else { None }
+    };
+    // These mean nothing there.
+    let confines = spec["os"]["name"] != "windows" || version < WINDOWS_SINCE;
+    // Who is root in a user namespace of its own is nobody outside.
+    let has_users = version.relaxes(spec);
+    [
+        when(confines, privilege_escalation),
+        when(confines && version >= CAPABILITIES_SINCE, capabilities),
+        volumes(spec),
+        when(!has_users, run_as_non_root),
+        when(!has_users && version >= USER_SINCE, run_as_user),
+        when(confines, seccomp),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn privilege_escalation(spec: &Value) -> Option<String> {
