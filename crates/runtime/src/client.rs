@@ -33,6 +33,13 @@ const TIMEOUT_START: Duration = Duration::from_secs(30);
 /// How long a keeper may take to answer a connection: it never waits for anything but the disk.
 const TIMEOUT_CONNECT: Duration = Duration::from_secs(3);
 
+/// How long a keeper may take to answer when it need not wait for anything but the disk either. One that
+/// takes longer hangs, or its disk does, and everybody who waits for it with it.
+const TIMEOUT_ANSWER: Duration = Duration::from_secs(10);
+
+/// How long a keeper may take to start something: it gives up after two minutes itself.
+const TIMEOUT_WORK: Duration = Duration::from_secs(130);
+
 /// How long a keeper that is killed may take to be gone.
 const TIMEOUT_KILL: Duration = Duration::from_secs(10);
 
@@ -81,6 +88,14 @@ pub enum KeeperError {
     /// The connection ended, most likely because the keeper did.
     #[error("the keeper of {0} is gone")]
     Gone(PathBuf),
+    /// It has not answered for so long that nobody waits any more. Its containers may run on.
+    #[error("the keeper of {directory} has not answered for {waited:?}")]
+    Silent {
+        /// Whose.
+        directory: PathBuf,
+        /// How long.
+        waited: Duration,
+    },
     /// It was killed and is still there.
     #[error("the keeper of {directory}, process {pid}, does not end although it was killed")]
     Stuck {
@@ -222,6 +237,8 @@ struct Waiting {
     replies: BTreeMap<u64, oneshot::Sender<Reply>>,
     exits: BTreeMap<u64, oneshot::Sender<i32>>,
     closed: bool,
+    /// It was closed by us, as there was no answer for so long.
+    silent: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -455,7 +472,7 @@ impl Keeper {
             return Err(self.shared.confused("it did not execute"));
         };
         let Some(exit) = reply.exit else {
-            return Err(KeeperError::Gone(self.shared.directory.clone()));
+            return Err(self.shared.gone());
         };
         let streams = if tty {
             self.shared.terminal_ends(reply.descriptors)?
@@ -512,6 +529,9 @@ impl Keeper {
     }
 
     /// Kills every container and ends the keeper; resolves when that has happened.
+    ///
+    /// # Errors
+    /// [`KeeperError::Silent`] if it has not happened soon: [`Keeper::kill`] is left.
     pub async fn end(&self) -> Result<(), KeeperError> {
         match self.done(Call::End).await {
             // It may be gone before its last words are read.
@@ -533,18 +553,37 @@ impl Keeper {
     }
 
     async fn ask(&self, call: Call) -> Result<Reply, KeeperError> {
-        let gone = || KeeperError::Gone(self.shared.directory.clone());
+        let (patience, is_work) = match &call {
+            Call::Start { .. } | Call::Exec { .. } | Call::Dial { .. } => (TIMEOUT_WORK, true),
+            _ => (TIMEOUT_ANSWER, false),
+        };
+        match tokio::time::timeout(patience, self.ask_patiently(call)).await {
+            Ok(reply) => reply,
+            // It may be at work on it, and well.
+            Err(_) if is_work => Err(self.shared.silent(patience)),
+            Err(_) => {
+                self.shared.give_up(patience);
+                Err(self.shared.silent(patience))
+            }
+        }
+    }
+
+    async fn ask_patiently(&self, call: Call) -> Result<Reply, KeeperError> {
+        let gone = || self.shared.gone();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let request = frame(&Request { id, call })
             .map_err(|error| self.shared.confused(error.to_string()))?;
         let room = self.requests.reserve().await.map_err(|_| gone())?;
         let (tell, reply) = oneshot::channel();
-        {
+        let is_closed = {
             let mut waiting = self.shared.waiting();
-            if waiting.closed {
-                return Err(gone());
+            if !waiting.closed {
+                waiting.replies.insert(id, tell);
             }
-            waiting.replies.insert(id, tell);
+            waiting.closed
+        };
+        if is_closed {
+            return Err(gone());
         }
         room.send(request);
         reply.await.map_err(|_| gone())
@@ -555,6 +594,29 @@ impl Shared {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // The maps are consistent after every statement that holds the lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the connection: nobody else need wait as long for what does not come.
+    fn give_up(&self, waited: Duration) {
+        self.waiting().silent = Some(waited);
+        // The reader hears of it and tidies up.
+        let _ = rustix::net::shutdown(self.socket.get_ref(), rustix::net::Shutdown::Both);
+    }
+
+    fn silent(&self, waited: Duration) -> KeeperError {
+        KeeperError::Silent {
+            directory: self.directory.clone(),
+            waited,
+        }
+    }
+
+    /// Why there will be no answer through this connection.
+    fn gone(&self) -> KeeperError {
+        let silent = self.waiting().silent;
+        match silent {
+            Some(waited) => self.silent(waited),
+            None => KeeperError::Gone(self.directory.clone()),
+        }
     }
 
     /// False when a listener for events is so far behind that waiting for it would hold up replies.

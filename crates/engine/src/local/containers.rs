@@ -4,13 +4,16 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::{Dead, Keeper, KeeperError};
+use runtime::{Dead, Keeper, KeeperError, RefusalKind};
 
-use super::{Inner, TIMEOUT_KILL};
+use super::{Inner, TIMEOUT_KILL, finished};
 use crate::api::{ContainerId, ContainerSpec, Error, NetworkMode, SandboxId};
 use crate::error::{machine, of_keeper};
-use crate::sandbox::{Container, ContainerNote, Sandbox};
+use crate::sandbox::{Container, ContainerNote, Link, Sandbox};
 use crate::{convert, etc};
+
+/// How long the keeper of a container that was killed without its help may take to say that it is gone.
+const TIMEOUT_SILENT: Duration = Duration::from_secs(5);
 
 impl Inner {
     pub(super) async fn remove_root(&self, id: &ContainerId) -> Result<(), Error> {
@@ -99,44 +102,48 @@ impl Inner {
     }
 
     pub(super) async fn stop_container(
-        &self,
+        self: &Arc<Self>,
         id: &ContainerId,
         grace: Duration,
     ) -> Result<(), Error> {
         let (sandbox, container) = self.container(id)?;
-        let Some(keeper) = sandbox.reach()? else {
-            return Ok(());
-        };
-        if container.state.borrow().pid().is_none() {
+        if !sandbox.is_alive() || container.state.borrow().pid().is_none() {
             return Ok(());
         }
         let mut state = container.state.subscribe();
-        let signal = async |signal: i32| match keeper.signal(&id.0, signal).await {
-            Err(KeeperError::Refused(refusal))
-                if refusal.kind == runtime::RefusalKind::WrongState =>
-            {
-                Ok(())
-            }
-            Err(KeeperError::Gone(_)) => Ok(()),
-            result => result.map_err(|error| of_keeper("signal container", id, error)),
-        };
         if !grace.is_zero() {
-            signal(container.note.stop_signal).await?;
+            signal(&sandbox, &container, container.note.stop_signal).await?;
             let ended = state.wait_for(runtime::ContainerState::is_exited);
             if tokio::time::timeout(grace, ended).await.is_ok() {
                 return Ok(());
             }
         }
-        signal(libc::SIGKILL).await?;
+        let patience = match signal(&sandbox, &container, libc::SIGKILL).await? {
+            true => TIMEOUT_KILL,
+            false => {
+                self.cgroups.kill(&container.record.spec.cgroup);
+                TIMEOUT_SILENT
+            }
+        };
         let ended = state.wait_for(runtime::ContainerState::is_exited);
-        match tokio::time::timeout(TIMEOUT_KILL, ended).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(machine(
-                "stop container",
-                &id.0,
-                format!("its process did not end in {TIMEOUT_KILL:?} after SIGKILL"),
-            )),
+        if tokio::time::timeout(patience, ended).await.is_ok() {
+            return Ok(());
         }
+        if sandbox.keeper().is_some() {
+            let message = format!("its process did not end in {patience:?} after SIGKILL");
+            return Err(machine("stop container", &id.0, message));
+        }
+        // Nobody will ever say how it ended, nor start another one in its place.
+        let inner = Arc::clone(self);
+        finished(tokio::spawn(async move {
+            let _alone = sandbox.ending.lock().await;
+            let has_ended = container.state.borrow().is_exited();
+            match has_ended {
+                true => Ok(()),
+                false => inner.stop(&sandbox).await,
+            }
+        }))
+        .await
     }
 
     pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<(), Error> {
@@ -159,6 +166,32 @@ impl Inner {
         self.remove_root(id).await?;
         sandbox.forget(id);
         Ok(())
+    }
+}
+
+/// Whether the container's keeper could be told to signal it, or there is nothing left to signal.
+async fn signal(sandbox: &Sandbox, container: &Container, signal: i32) -> Result<bool, Error> {
+    let id = container.id();
+    let keeper = match sandbox.link() {
+        Link::Connected(keeper) => keeper,
+        Link::Ended => return Ok(true),
+        // It is asked again and again, but the deadline is now.
+        Link::Silent => match Keeper::connect(&sandbox.directory).await {
+            Ok((keeper, ..)) => keeper,
+            Err(_) => return Ok(false),
+        },
+    };
+    match keeper.signal(&id.0, signal).await {
+        Ok(()) => Ok(true),
+        Err(KeeperError::Refused(refusal)) if refusal.kind == RefusalKind::WrongState => Ok(true),
+        Err(error @ KeeperError::Refused(_)) => Err(of_keeper("signal container", &id, error)),
+        Err(error) => {
+            tracing::warn!(
+                container = id.0, signal, %error,
+                "its keeper could not be told to signal it"
+            );
+            Ok(false)
+        }
     }
 }
 
@@ -228,9 +261,7 @@ fn runtime_spec(
 /// One that the keeper does not know is as good as removed.
 fn of_removal(result: Result<(), KeeperError>) -> Result<(), KeeperError> {
     match result {
-        Err(KeeperError::Refused(refusal)) if refusal.kind == runtime::RefusalKind::NotFound => {
-            Ok(())
-        }
+        Err(KeeperError::Refused(refusal)) if refusal.kind == RefusalKind::NotFound => Ok(()),
         result => result,
     }
 }

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use network::{Frontend, Protocol, PublishedPort};
-use runtime::Keeper;
+use runtime::{Keeper, KeeperError};
 
-use super::{Inner, SHM_SIZE, TIMEOUT_KILL};
+use super::{Inner, SHM_SIZE};
 use crate::api::{Error, NetworkMode, PortMapping, SandboxId, SandboxSpec, SandboxStatus};
 use crate::error::machine;
 use crate::etc;
@@ -147,14 +147,13 @@ impl Inner {
             .detach(name)
             .await
             .map_err(|error| machine("disconnect sandbox", name, error))?;
-        let ended = match sandbox.link() {
+        match sandbox.link() {
             Link::Ended => return Ok(()),
-            Link::Silent => None,
-            Link::Connected(keeper) => tokio::time::timeout(TIMEOUT_KILL, keeper.end()).await.ok(),
-        };
-        match ended {
-            Some(result) => result.map_err(|error| machine("end the keeper of", name, error))?,
-            None => self.end_by_force(sandbox).await?,
+            Link::Silent => self.end_by_force(sandbox).await?,
+            Link::Connected(keeper) => match keeper.end().await {
+                Err(KeeperError::Silent { .. }) => self.end_by_force(sandbox).await?,
+                result => result.map_err(|error| machine("end the keeper of", name, error))?,
+            },
         }
         sandbox.forget_keeper();
         self.tidy(sandbox)

@@ -332,7 +332,6 @@ pub(crate) async fn a_silent_keeper_is_not_a_dead_one() {
         // Nothing is claimed to be done that is not.
         for refused in [
             engine.signal_container(&before.id, 9).await,
-            engine.stop_container(&before.id, Duration::ZERO).await,
             engine.remove_container(&before.id).await,
         ] {
             assert!(refused.is_err(), "{refused:?} of {}", before.name);
@@ -352,6 +351,50 @@ pub(crate) async fn a_silent_keeper_is_not_a_dead_one() {
     for before in &containers {
         let removed = engine.remove_sandbox(&before.sandbox).await;
         removed.expect("removed");
+    }
+    house.left_empty(engine).await;
+}
+
+/// Whether it hangs while it is spoken with, or hung already when this daemon began.
+pub(crate) async fn what_a_silent_keeper_holds_is_stopped_by_force() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let house = House::new().await;
+    let mut engine = house.engine().await;
+    let mut made = Vec::new();
+    for name in ["connected", "found", "removed"] {
+        let run = engine.run_sandbox(&id(name), pod(name)).await;
+        run.expect("made");
+        let spec = house.shell(name, "echo ready; sleep 600");
+        let container = engine.create_container(&id(name), spec).await;
+        let container = container.expect("made");
+        engine.start_container(&container).await.expect("started");
+        house.wait_for(name, "ready").await;
+        let directory = house.directory.path().join("run/sandboxes").join(name);
+        let found = runtime::Keeper::connect(&directory).await.expect("alive");
+        let keeper = Pid::from_raw(found.0.pid()).expect("a number");
+        made.push((id(name), container, keeper));
+    }
+    kill_process(made[1].2, Signal::STOP).expect("stopped");
+    drop(engine);
+    engine = house.engine().await;
+    kill_process(made[0].2, Signal::STOP).expect("stopped");
+    kill_process(made[2].2, Signal::STOP).expect("stopped");
+    let grace = Duration::from_millis(10);
+    let (connected, found, removed) = futures::join!(
+        engine.stop_container(&made[0].1, grace),
+        engine.stop_container(&made[1].1, grace),
+        // Whoever removes it waits for half a minute.
+        tokio::time::timeout(Duration::from_secs(25), engine.remove_sandbox(&made[2].0)),
+    );
+    connected.expect("stopped");
+    found.expect("stopped");
+    removed.expect("in time").expect("removed");
+    for (sandbox, container, _) in &made[..2] {
+        assert_eq!(code(&exit(&engine, container).await), 255);
+        assert!(!engine.sandbox(sandbox).await.expect("known").alive);
+        engine.remove_container(container).await.expect("removed");
+        engine.remove_sandbox(sandbox).await.expect("removed");
     }
     house.left_empty(engine).await;
 }
@@ -483,6 +526,29 @@ pub(crate) async fn keepers_that_do_not_answer_are_noticed() {
     for name in ["one", "two"] {
         engine.remove_sandbox(&id(name)).await.expect("removed");
     }
+    house.left_empty(engine).await;
+}
+
+/// It may be that one's own trouble, and pods are not to be driven away for it.
+pub(crate) async fn one_silent_keeper_says_nothing_of_the_others() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let house = House::new().await;
+    let engine = house.engine().await;
+    let made = engine.run_sandbox(&id("one"), pod("one")).await;
+    made.expect("made");
+    let directory = house.directory.path().join("run/sandboxes/one");
+    let found = runtime::Keeper::connect(&directory).await.expect("alive");
+    let keeper = Pid::from_raw(found.0.pid()).expect("a number");
+    kill_process(keeper, Signal::STOP).expect("stopped");
+    let while_connected = engine.health().await;
+    drop(engine);
+    let engine = house.engine().await;
+    let when_found = engine.health().await;
+    kill_process(keeper, Signal::CONT).expect("continued");
+    while_connected.expect("well");
+    when_found.expect("well");
+    engine.remove_sandbox(&id("one")).await.expect("removed");
     house.left_empty(engine).await;
 }
 

@@ -20,6 +20,8 @@ const TESTS: &[Test] = tests![
     lives::a_new_daemon_finds_everything,
     lives::a_killed_keeper_is_noticed,
     lives::a_silent_keeper_is_not_a_dead_one,
+    lives::what_a_silent_keeper_holds_is_stopped_by_force,
+    lives::one_silent_keeper_says_nothing_of_the_others,
     lives::what_is_not_understood_is_left_alone,
     lives::keepers_that_do_not_answer_are_noticed,
     lives::what_is_half_made_goes_away,

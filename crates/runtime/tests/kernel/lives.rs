@@ -8,7 +8,7 @@ use runtime::{
     SandboxSpec,
 };
 
-use crate::house::{House, code, until};
+use crate::house::{House, code, exec, until};
 
 pub(crate) async fn exit_codes_and_signals() {
     let house = House::new();
@@ -333,6 +333,34 @@ pub(crate) async fn a_keeper_holds_nothing_of_its_starter_s_open() {
 }
 
 /// On version 1 nobody who is frozen dies, not even of SIGKILL.
+/// Nobody waits for it for ever, and it can be spoken with again when it goes on.
+pub(crate) async fn a_keeper_that_does_not_answer_is_given_up() {
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let house = House::new();
+    let sandbox = house.sandbox("a").await;
+    sandbox.start(house.shell(&sandbox, "c", "sleep 600")).await;
+    let process = Pid::from_raw(sandbox.keeper.pid()).expect("a number");
+    kill_process(process, Signal::STOP).expect("stopped");
+    let (signalled, executed) = futures::join!(
+        sandbox.keeper.signal("c", libc::SIGTERM),
+        sandbox.keeper.exec("c", exec(&["true"]))
+    );
+    let later = sandbox.keeper.list().await;
+    kill_process(process, Signal::CONT).expect("continued");
+    let says = |error: KeeperError| matches!(error, KeeperError::Silent { .. });
+    assert!(signalled.is_err_and(says));
+    // What others wait for will not come through this connection either.
+    assert!(executed.is_err_and(says));
+    assert!(later.is_err_and(says));
+    let (keeper, ..) = Keeper::connect(&sandbox.directory)
+        .await
+        .expect("it goes on");
+    keeper.signal("c", libc::SIGKILL).await.expect("it answers");
+    keeper.end().await.expect("ended");
+    house.left_empty();
+}
+
 pub(crate) async fn who_is_frozen_can_be_killed() {
     let house = House::new();
     let mut sandbox = house.sandbox("a").await;

@@ -24,6 +24,7 @@ const TESTS: &[Test] = tests![
     lives::a_sandbox_ends_with_everything_in_it,
     lives::a_keeper_ends_when_its_directory_is_gone,
     lives::a_keeper_holds_nothing_of_its_starter_s_open,
+    lives::a_keeper_that_does_not_answer_is_given_up,
     lives::who_is_frozen_can_be_killed,
     lives::a_cgroup_that_is_held_is_removed_later,
     lives::a_keeper_without_descriptors_rests_and_comes_back,
