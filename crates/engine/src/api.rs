@@ -353,6 +353,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Use of resources.
     async fn stats(&self, id: &ContainerId) -> Result<Stats, Error>;
 
+    /// Bytes on the disk that the container has written to its root file system, running or not; what
+    /// it wrote to its mounts is not counted. Counting ends beyond `most`.
+    async fn written(&self, id: &ContainerId, most: u64) -> Result<u64, Error>;
+
     /// Tells the keeper to go on with a new, empty log file, after the caller moved the old one away.
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error>;
 

@@ -385,6 +385,12 @@ impl Engine for LocalEngine {
         })
     }
 
+    async fn written(&self, id: &ContainerId, most: u64) -> Result<u64, Error> {
+        let images = &self.0.config.images;
+        let measured = images.root_size(&id.0, most).await;
+        measured.map_err(|error| machine("measure the root of", &id.0, error))
+    }
+
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         let (keeper, _) = self.0.running(id)?;
         keeper

@@ -258,6 +258,13 @@ pub(crate) fn whole(quantity: &Quantity) -> i64 {
     exact(quantity).value()
 }
 
+/// The sum of some.
+pub(crate) fn sum<'a>(quantities: impl IntoIterator<Item = &'a Quantity>) -> Option<Quantity> {
+    let mut quantities = quantities.into_iter();
+    let first = quantities.next()?.clone();
+    Some(quantities.fold(first, |sum, quantity| plus(&sum, quantity)))
+}
+
 fn plus(left: &Quantity, right: &Quantity) -> Quantity {
     Quantity((exact(left) + exact(right)).to_string())
 }

@@ -477,6 +477,10 @@ impl Engine for FakeEngine {
         Ok(Stats::default())
     }
 
+    async fn written(&self, _: &ContainerId, _: u64) -> Result<u64, Error> {
+        Ok(0)
+    }
+
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
         self.shared.state.lock().container(id)?;
         Ok(())

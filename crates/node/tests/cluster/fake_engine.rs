@@ -38,6 +38,8 @@ struct State {
     graces: Vec<Duration>,
     /// Containers that were told to end, and commands that were executed in them, the last one last.
     told: Vec<String>,
+    /// Bytes in the roots of containers, by name.
+    written: BTreeMap<String, u64>,
     /// What becomes of calls to stop containers and to begin their logs anew.
     stuck: BTreeMap<String, Stuck>,
     /// Questions about all sandboxes are not answered.
@@ -176,6 +178,11 @@ impl FakeEngine {
         self.0.lock().is_unwell = is_unwell;
     }
 
+    /// Lets containers named so have that many bytes in their roots.
+    pub(crate) fn set_written(&self, name: &str, bytes: u64) {
+        self.0.lock().written.insert(name.to_owned(), bytes);
+    }
+
     /// From now on containers named so cannot be stopped, nor their logs begun anew.
     pub(crate) fn set_stuck(&self, name: &str, stuck: Stuck) {
         self.0.lock().stuck.insert(name.to_owned(), stuck);
@@ -271,6 +278,18 @@ impl FakeEngine {
             false => mount.source.join(rest),
         };
         std::fs::read_to_string(source).ok()
+    }
+
+    /// Fills a file in a directory that a container has mounted.
+    pub(crate) fn write_bytes(&self, name: &str, path: &str, bytes: usize) {
+        let (_, spec) = self
+            .containers(name)
+            .pop()
+            .expect("there is such a container");
+        let mut mounts = spec.mounts.iter();
+        let mount = mounts.find(|mount| mount.target.as_os_str() == path);
+        let file = mount.expect("it is mounted").source.join("file");
+        std::fs::write(file, vec![1; bytes]).expect("written");
     }
 
     /// Writes a file below one of a container's mounts, as the container would.
@@ -511,6 +530,17 @@ impl Engine for FakeEngine {
 
     async fn stats(&self, _: &ContainerId) -> Result<Stats, Error> {
         Ok(Stats::default())
+    }
+
+    async fn written(&self, id: &ContainerId, most: u64) -> Result<u64, Error> {
+        let mut state = self.0.lock();
+        let name = state.container(id)?.spec.name.clone();
+        Ok(state
+            .written
+            .get(&name)
+            .copied()
+            .unwrap_or(0)
+            .min(most.saturating_add(1)))
     }
 
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), Error> {
