@@ -112,10 +112,14 @@ impl Inner {
         }
         let mut state = container.state.subscribe();
         if !grace.is_zero() {
-            signal(&sandbox, &container, container.note.stop_signal).await?;
-            let ended = state.wait_for(runtime::ContainerState::is_exited);
-            if tokio::time::timeout(grace, ended).await.is_ok() {
-                return Ok(());
+            let ended = async {
+                signal(&sandbox, &container, container.note.stop_signal).await?;
+                // It cannot fail: the container's state is here as long as the container.
+                let _ = state.wait_for(runtime::ContainerState::is_exited).await;
+                Ok(())
+            };
+            if let Ok(result) = tokio::time::timeout(grace, ended).await {
+                return result;
             }
         }
         let patience = match signal(&sandbox, &container, libc::SIGKILL).await? {
