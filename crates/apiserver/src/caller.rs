@@ -205,16 +205,37 @@ pub(crate) struct Impersonated {
 pub(crate) fn impersonation(
     headers: &HeaderMap,
 ) -> Result<Option<(Caller, Vec<Impersonated>)>, Failure> {
+    let mut wanted = wanted(headers)?;
+    if wanted == Caller::default() {
+        return Ok(None);
+    }
+    if wanted.name.is_empty() {
+        return Err(nameless(&wanted));
+    }
+    let needs = needs(&wanted);
+    if wanted.groups.is_empty()
+        && let Some((namespace, _)) = account(&wanted.name)
+    {
+        wanted.groups = vec![
+            "system:serviceaccounts".into(),
+            format!("system:serviceaccounts:{namespace}"),
+        ];
+    }
+    let implied = if wanted.name == "system:anonymous" {
+        UNAUTHENTICATED
+    } else {
+        AUTHENTICATED
+    };
+    if !wanted.in_group(AUTHENTICATED) && !wanted.in_group(UNAUTHENTICATED) {
+        wanted.groups.push(implied.into());
+    }
+    Ok(Some((wanted, needs)))
+}
+
+/// The identity that the headers name, without what it implies.
+fn wanted(headers: &HeaderMap) -> Result<Caller, Failure> {
     const EXTRA: &str = "impersonate-extra-";
     let mut wanted = Caller::default();
-    let mut needs = Vec::new();
-    let need = |group, resource, subresource: &str, namespace: &str, name: &str| Impersonated {
-        group,
-        resource,
-        subresource: subresource.to_owned(),
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
-    };
     for (header, value) in headers {
         let header = header.as_str();
         if !header.starts_with("impersonate-") {
@@ -235,47 +256,58 @@ pub(crate) fn impersonation(
             }
         }
     }
-    if wanted == Caller::default() {
-        return Ok(None);
-    }
-    if wanted.name.is_empty() {
-        let quoted = |values: &[String]| -> String {
-            let values: Vec<String> = values.iter().map(|value| kinds::quote(value)).collect();
-            format!("[]string{{{}}}", values.join(", "))
-        };
-        let groups = if wanted.groups.is_empty() {
-            "[]string(nil)".to_owned()
-        } else {
-            quoted(&wanted.groups)
-        };
-        let extra: Vec<String> = wanted
-            .extra
-            .iter()
-            .map(|(key, values)| format!("{}:{}", kinds::quote(key), quoted(values)))
-            .collect();
-        let extra = if extra.is_empty() {
-            "map[string][]string(nil)".to_owned()
-        } else {
-            format!("map[string][]string{{{}}}", extra.join(", "))
-        };
-        return Err(Failure::bad_request(format!(
-            "requested &user.DefaultInfo{{Name:\"\", UID:{}, Groups:{groups}, Extra:{extra}}} without impersonating a user name",
-            kinds::quote(&wanted.uid)
-        )));
-    }
-    let account = wanted
-        .name
-        .strip_prefix("system:serviceaccount:")
-        .and_then(|rest| rest.split_once(':'))
-        .map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
-    match &account {
-        Some((namespace, name)) => needs.push(need("", "serviceaccounts", "", namespace, name)),
-        None => needs.push(need("", "users", "", "", &wanted.name)),
-    }
+    Ok(wanted)
+}
+
+/// 400 of an identity without a name, as upstream prints what there is of it.
+fn nameless(wanted: &Caller) -> Failure {
+    let quoted = |values: &[String]| -> String {
+        let values: Vec<String> = values.iter().map(|value| kinds::quote(value)).collect();
+        format!("[]string{{{}}}", values.join(", "))
+    };
+    let groups = if wanted.groups.is_empty() {
+        "[]string(nil)".to_owned()
+    } else {
+        quoted(&wanted.groups)
+    };
+    let extra: Vec<String> = wanted
+        .extra
+        .iter()
+        .map(|(key, values)| format!("{}:{}", kinds::quote(key), quoted(values)))
+        .collect();
+    let extra = if extra.is_empty() {
+        "map[string][]string(nil)".to_owned()
+    } else {
+        format!("map[string][]string{{{}}}", extra.join(", "))
+    };
+    Failure::bad_request(format!(
+        "requested &user.DefaultInfo{{Name:\"\", UID:{}, Groups:{groups}, Extra:{extra}}} without impersonating a user name",
+        kinds::quote(&wanted.uid)
+    ))
+}
+
+/// Namespace and name of the ServiceAccount whose user this is.
+fn account(user: &str) -> Option<(&str, &str)> {
+    user.strip_prefix("system:serviceaccount:")?.split_once(':')
+}
+
+/// Everything that one must be allowed to impersonate to be this caller.
+fn needs(wanted: &Caller) -> Vec<Impersonated> {
+    const AUTHENTICATION: &str = "authentication.k8s.io";
+    let need = |group, resource, subresource: &str, namespace: &str, name: &str| Impersonated {
+        group,
+        resource,
+        subresource: subresource.to_owned(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    };
+    let mut needs = vec![match account(&wanted.name) {
+        Some((namespace, name)) => need("", "serviceaccounts", "", namespace, name),
+        None => need("", "users", "", "", &wanted.name),
+    }];
     for group in &wanted.groups {
         needs.push(need("", "groups", "", "", group));
     }
-    const AUTHENTICATION: &str = "authentication.k8s.io";
     for (key, values) in &wanted.extra {
         for value in values {
             needs.push(need(AUTHENTICATION, "userextras", key, "", value));
@@ -284,23 +316,7 @@ pub(crate) fn impersonation(
     if !wanted.uid.is_empty() {
         needs.push(need(AUTHENTICATION, "uids", "", "", &wanted.uid));
     }
-    if wanted.groups.is_empty()
-        && let Some((namespace, _)) = &account
-    {
-        wanted.groups = vec![
-            "system:serviceaccounts".into(),
-            format!("system:serviceaccounts:{namespace}"),
-        ];
-    }
-    let implied = if wanted.name == "system:anonymous" {
-        UNAUTHENTICATED
-    } else {
-        AUTHENTICATED
-    };
-    if !wanted.in_group(AUTHENTICATED) && !wanted.in_group(UNAUTHENTICATED) {
-        wanted.groups.push(implied.into());
-    }
-    Ok(Some((wanted, needs)))
+    needs
 }
 
 /// The 403 for an identity that may not be taken on.

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::Admission;
 use crate::authorize::roles::{GROUP, user};
 use crate::authorize::{Attributes, Decision};
+use crate::caller::Caller;
 use crate::encode::metadata_str;
 use crate::route::RequestInfo;
 use crate::status::{Failure, ResourceName};
@@ -66,31 +67,34 @@ pub(super) fn check(admission: &Admission<'_>) -> Result<(), Failure> {
         _ => return Ok(()),
     };
     let caller = &admission.call.caller;
-    let name = metadata_str(admission.object, "name");
-    let refuse = |why: String| {
-        Err(Failure::forbidden(
-            admission.call.resource.name(),
-            name,
-            why,
-        ))
-    };
     let missing = policy.escalation(&user(caller), namespace, &rules);
-    if missing.is_empty() {
-        // An aggregation gathers what others write into roles later.
-        let gathers = kind == "ClusterRole"
-            && [Some(&*admission.object), admission.old]
-                .into_iter()
-                .flatten()
-                .any(|role| role["aggregationRule"].is_object());
-        if gathers
-            && !policy
-                .escalation(&user(caller), "", &everything())
-                .is_empty()
-        {
-            return refuse("must have cluster-admin privileges to use the aggregationRule".into());
-        }
+    let lacks_all = || {
+        let missing = policy.escalation(&user(caller), "", &everything());
+        !missing.is_empty()
+    };
+    let why = if !missing.is_empty() {
+        attempt(caller, &missing)
+    } else if gathers(admission) && lacks_all() {
+        "must have cluster-admin privileges to use the aggregationRule".to_owned()
+    } else {
         return Ok(());
-    }
+    };
+    let name = metadata_str(admission.object, "name");
+    let resource = admission.call.resource.name();
+    Err(Failure::forbidden(resource, name, why))
+}
+
+/// Whether it is, or was, a role that gathers what others write into roles later.
+fn gathers(admission: &Admission<'_>) -> bool {
+    admission.call.resource.kind.kind() == "ClusterRole"
+        && [Some(&*admission.object), admission.old]
+            .into_iter()
+            .flatten()
+            .any(|role| role["aggregationRule"].is_object())
+}
+
+/// What the caller is doing, in upstream's words.
+fn attempt(caller: &Caller, missing: &[Rule]) -> String {
     let groups: Vec<String> = caller
         .groups
         .iter()
@@ -101,11 +105,11 @@ pub(super) fn check(admission: &Admission<'_>) -> Result<(), Failure> {
         kinds::quote(&caller.name),
         groups.join(" ")
     );
-    for rule in &missing {
+    for rule in missing {
         // Writing into a string cannot fail.
         let _ = write!(text, "\n{}", shown(rule));
     }
-    refuse(text)
+    text
 }
 
 /// Every verb on everything.

@@ -34,64 +34,35 @@ pub(crate) async fn answer(
         .ok_or_else(|| call.not_found())?;
     let node_name = pod["spec"]["nodeName"].as_str().unwrap_or_default();
     let target = match sub {
-        "portforward" => {
-            if node_name.is_empty() {
-                return Err(Failure::bad_request(format!(
-                    "pod {} does not have a host assigned",
-                    call.info.name
-                )));
-            }
-            format!(
-                "/portForward/{}/{}{}",
-                call.info.namespace,
-                call.info.name,
-                query_of(call, &["ports"])
-            )
-        }
-        "log" => {
-            check_log_options(call)?;
-            let container = container(call, &pod)?;
-            if node_name.is_empty() {
-                return Ok(with_type(
-                    StatusCode::NO_CONTENT,
-                    Body::empty(),
-                    "text/plain",
-                ));
-            }
-            let query = query_of(
-                call,
-                &[
-                    "follow",
-                    "previous",
-                    "timestamps",
-                    "sinceSeconds",
-                    "sinceTime",
-                    "tailLines",
-                    "limitBytes",
-                    "stream",
-                ],
-            );
-            format!(
-                "/containerLogs/{}/{}/{container}{query}",
-                call.info.namespace, call.info.name
-            )
-        }
-        _ => {
-            let container = container(call, &pod)?;
-            if node_name.is_empty() {
-                return Err(Failure::bad_request(format!(
-                    "pod {} does not have a host assigned",
-                    call.info.name
-                )));
-            }
-            let query = stream_query(call, sub);
-            format!(
-                "/{sub}/{}/{}/{container}{query}",
-                call.info.namespace, call.info.name
-            )
-        }
+        "log" => log_target(call, &pod)?,
+        "portforward" => format!(
+            "/portForward/{}/{}{}",
+            call.info.namespace,
+            call.info.name,
+            query_of(call, &["ports"])
+        ),
+        _ => format!(
+            "/{sub}/{}/{}/{}{}",
+            call.info.namespace,
+            call.info.name,
+            container(call, &pod)?,
+            stream_query(call, sub)
+        ),
     };
-    let streams_log = sub == "log" && websocket::is_wanted(&call.headers);
+    if node_name.is_empty() {
+        return match sub {
+            // What has not begun has said nothing.
+            "log" => Ok(with_type(
+                StatusCode::NO_CONTENT,
+                Body::empty(),
+                "text/plain",
+            )),
+            _ => Err(Failure::bad_request(format!(
+                "pod {} does not have a host assigned",
+                call.info.name
+            ))),
+        };
+    }
     let node = call.core.config.nodes.node(node_name).ok_or_else(|| {
         Failure::unavailable(format!(
             "node \"{node_name}\" of pod \"{}\" cannot be reached",
@@ -103,7 +74,7 @@ pub(crate) async fn answer(
         .map_err(|error| Failure::bad_request(format!("address the node: {error}")))?;
     *request.headers_mut() = call.headers.clone();
     request.headers_mut().remove(header::AUTHORIZATION);
-    if streams_log {
+    if sub == "log" && websocket::is_wanted(&call.headers) {
         // The agent answers with plain bytes; the messages are made of them here.
         let mut plain = Request::new(Body::empty());
         *plain.uri_mut() = request.uri().clone();
@@ -118,6 +89,28 @@ pub(crate) async fn answer(
         Ok(response) => Ok(response),
         Err(never) => match never {},
     }
+}
+
+/// Where the node has the log of the container that is meant.
+fn log_target(call: &Call, pod: &Value) -> Result<String, Failure> {
+    const OPTIONS: &[&str] = &[
+        "follow",
+        "previous",
+        "timestamps",
+        "sinceSeconds",
+        "sinceTime",
+        "tailLines",
+        "limitBytes",
+        "stream",
+    ];
+    check_log_options(call)?;
+    Ok(format!(
+        "/containerLogs/{}/{}/{}{}",
+        call.info.namespace,
+        call.info.name,
+        container(call, pod)?,
+        query_of(call, OPTIONS)
+    ))
 }
 
 /// Browsers can open a WebSocket by GET only, which asks for no more than the right to `get`; but
