@@ -1,13 +1,13 @@
 //! Every pod runs as a ServiceAccount and, unless it does not want to, gets that account's token,
 //! the cluster's certificate and its namespace mounted where client libraries look for them.
 
-use rand::Rng as _;
 use serde_json::{Value, json};
 
 use super::Admission;
 use crate::authorize::node::{Wanted, items};
 use crate::encode::metadata_str;
 use crate::status::Failure;
+use crate::verbs::change::generated_name;
 
 /// Where client libraries look.
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -92,7 +92,9 @@ fn mount_token(spec: &mut serde_json::Map<String, Value>) {
         name.starts_with("kube-api-access-")
             .then(|| name.to_owned())
     });
-    let volume = existing.clone().unwrap_or_else(volume_name);
+    let volume = existing
+        .clone()
+        .unwrap_or_else(|| generated_name("kube-api-access-"));
     let mut mounted = false;
     for list in ["initContainers", "containers"] {
         let containers = spec.get_mut(list).and_then(Value::as_array_mut);
@@ -124,15 +126,6 @@ fn mount_token(spec: &mut serde_json::Map<String, Value>) {
     if let Some(volumes) = volumes.as_array_mut() {
         volumes.push(projected(&volume));
     }
-}
-
-fn volume_name() -> String {
-    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
-    let mut random = rand::rng();
-    let end: String = (0..5)
-        .map(|_| char::from(ALPHABET[random.random_range(0..ALPHABET.len())]))
-        .collect();
-    format!("kube-api-access-{end}")
 }
 
 fn projected(name: &str) -> Value {

@@ -206,7 +206,7 @@ fn new_uid() -> String {
 }
 
 /// A name from its beginning: five characters that form no words follow.
-fn generated_name(prefix: &str) -> String {
+pub(crate) fn generated_name(prefix: &str) -> String {
     const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut end = prefix.len().min(GENERATED_BASE);
     while !prefix.is_char_boundary(end) {

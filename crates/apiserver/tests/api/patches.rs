@@ -39,13 +39,17 @@ fn deployment(image: &str) -> Value {
     })
 }
 
+/// A server with the deployment `web` of image `a:1`.
+async fn deployed() -> House {
+    let house = House::new().await;
+    let posted = house.post(DEPLOYMENTS, deployment("a:1")).await;
+    posted.expect_code(201);
+    house
+}
+
 #[tokio::test]
 async fn a_strategic_patch_merges_containers_by_name() {
-    let house = House::new().await;
-    house
-        .post(DEPLOYMENTS, deployment("a:1"))
-        .await
-        .expect_code(201);
+    let house = deployed().await;
     let path = format!("{DEPLOYMENTS}/web");
     let change =
         json!({"spec": {"template": {"spec": {"containers": [{"name": "side", "image": "s"}]}}}});
@@ -184,11 +188,7 @@ async fn writes_are_accounted_to_their_managers() {
 
 #[tokio::test]
 async fn a_scale_is_read_and_written() {
-    let house = House::new().await;
-    house
-        .post(DEPLOYMENTS, deployment("a:1"))
-        .await
-        .expect_code(201);
+    let house = deployed().await;
     let path = format!("{DEPLOYMENTS}/web/scale");
     let scale = house.get(&path).await.expect_code(200);
     assert_eq!(
@@ -215,9 +215,7 @@ async fn a_scale_is_read_and_written() {
 /// What a configuration of a scale meets, as the genuine server answers the same requests.
 #[tokio::test]
 async fn a_scale_can_be_applied() {
-    let house = House::new().await;
-    let posted = house.post(DEPLOYMENTS, deployment("a:1")).await;
-    posted.expect_code(201);
+    let house = deployed().await;
     let path = format!("{DEPLOYMENTS}/web/scale");
     let forced = format!("{path}?force=true");
     let scale = |spec: Value| json!({"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "web"}, "spec": spec});
@@ -271,11 +269,7 @@ async fn a_scale_can_be_applied() {
 
 #[tokio::test]
 async fn status_is_written_through_its_own_door() {
-    let house = House::new().await;
-    house
-        .post(DEPLOYMENTS, deployment("a:1"))
-        .await
-        .expect_code(201);
+    let house = deployed().await;
     let path = format!("{DEPLOYMENTS}/web");
     let ignored = house
         .merge(&path, json!({"status": {"replicas": 7}}))
