@@ -296,7 +296,7 @@ pub enum Error {
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
     /// Whether those who keep the containers answer; resolves within a few seconds. Fine where there
-    /// is nobody to be asked.
+    /// is nobody to be asked, or one alone does not answer.
     async fn health(&self) -> Result<(), Error> {
         Ok(())
     }
@@ -327,7 +327,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Starts its process. A command that cannot be executed is an [`Error::Command`] and leaves it exited with 128.
     async fn start_container(&self, id: &ContainerId) -> Result<(), Error>;
 
-    /// Sends the stop signal, and SIGKILL after `grace`; resolves when it has exited.
+    /// Sends the stop signal, and SIGKILL after `grace`; resolves when it has exited. If nobody can say
+    /// then that it has, as its keeper is silent, its whole sandbox is ended by force.
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), Error>;
 
     /// Sends a signal.
