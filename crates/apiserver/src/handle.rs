@@ -175,13 +175,12 @@ impl Core {
             })
             .collect();
         let openapi = openapi::Documents::new(&config.version.git_version);
-        let pages = Pages::new(config.store.revision());
         Ok(Core {
             config,
             authorizer,
             roles,
             tokens,
-            pages,
+            pages: Pages::default(),
             openapi,
             resources,
             by_kind,

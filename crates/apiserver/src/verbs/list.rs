@@ -103,6 +103,7 @@ pub(crate) fn read(call: &Call, options: &ListOptions) -> Result<Page, Failure> 
         .map(Token::parse)
         .transpose()?;
     let prefix = call.prefix();
+    let begins = token.is_none();
     let (state, from) = match token {
         Some(token) => {
             if !matches!(options.wanted, Wanted::Newest | Wanted::Any) {
@@ -138,7 +139,7 @@ pub(crate) fn read(call: &Call, options: &ListOptions) -> Result<Page, Failure> 
     let next = last.as_deref().map(|last| {
         call.core
             .pages
-            .keep(&call.caller.name, &call.resource.space, &state);
+            .keep(&call.caller.name, &call.resource.space, &state, begins);
         let last = last.strip_prefix(&*prefix).unwrap_or(last);
         Token::after(last, state.revision).text()
     });
@@ -186,8 +187,10 @@ fn newest(call: &Call) -> State {
 fn past(call: &Call, revision: Revision) -> Result<Option<State>, Failure> {
     let newest = newest(call);
     not_ahead(revision.0, newest.revision.0)?;
-    let (pages, space) = (&call.core.pages, &call.resource.space);
-    Ok(pages.find(&call.caller.name, space, revision, newest))
+    if revision == newest.revision {
+        return Ok(Some(newest));
+    }
+    Ok(call.core.pages.find(&call.resource.space, revision))
 }
 
 fn not_ahead(revision: u64, current: u64) -> Result<(), Failure> {
