@@ -16,7 +16,7 @@ const PLACES: usize = 2048;
 /// Places of one address.
 const SHARE: usize = 256;
 
-/// The places of one listener.
+/// Places of one sort, of one listener.
 pub(crate) struct Places {
     all: Arc<Semaphore>,
     shares: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,

@@ -95,9 +95,12 @@ pub(crate) async fn serve(
     tls: Arc<rustls::ServerConfig>,
     drain: Drain,
 ) {
-    let acceptor = TlsAcceptor::from(tls);
+    let door = Arc::new(Door {
+        acceptor: TlsAcceptor::from(tls),
+        shaking: Places::new(),
+        unknown: Places::new(),
+    });
     let open = Arc::new(Semaphore::new(CONNECTIONS));
-    let places = Arc::new(Places::new());
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -107,20 +110,16 @@ pub(crate) async fn serve(
         let Some((stream, peer, permit)) = accepted else {
             continue;
         };
-        let (core, acceptor, drain) = (core.clone(), acceptor.clone(), drain.clone());
-        let places = places.clone();
+        let (core, door, drain) = (core.clone(), door.clone(), drain.clone());
         connections.spawn(async move {
-            let handshake = async {
-                let place = places.take(peer.0).await;
-                (acceptor.accept(stream).await, place)
-            };
-            let shaken = tokio::select! {
+            let entering = tokio::time::timeout(TIMEOUT_HANDSHAKE, door.enter(stream, peer));
+            let entered = tokio::select! {
                 () = drain.signaled() => return,
-                shaken = tokio::time::timeout(TIMEOUT_HANDSHAKE, handshake) => shaken,
+                entered = entering => entered,
             };
-            match shaken {
-                Ok((Ok(stream), place)) => connection(core, stream, peer, place, drain).await,
-                Ok((Err(error), _)) => tracing::debug!(%error, "TLS handshake"),
+            match entered {
+                Ok(Ok(entered)) => connection(core, entered, peer, drain).await,
+                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake"),
                 Err(_) => tracing::debug!(peer = %peer.0, "TLS handshake timed out"),
             }
             drop(permit);
@@ -158,24 +157,58 @@ async fn accept(
     }
 }
 
-async fn connection(
-    core: Arc<Core>,
+/// Where peers come in.
+struct Door {
+    acceptor: TlsAcceptor,
+    /// Places for handshakes.
+    shaking: Places,
+    /// Places for those who have shown no certificate. Apart from the others, so that whoever holds
+    /// them all keeps out nobody who has one.
+    unknown: Places,
+}
+
+/// A peer that has come in.
+struct Entered {
     stream: TlsStream<TcpStream>,
-    peer: Peer,
-    place: Place,
-    drain: Drain,
-) {
-    let caller = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|chain| Caller::from_certificate(chain.first()?))
-        .map(Arc::new);
+    /// Who it is, by its certificate.
+    caller: Option<Arc<Caller>>,
+    /// What it holds without one.
+    place: Option<Place>,
+}
+
+impl Door {
+    async fn enter(&self, stream: TcpStream, peer: Peer) -> std::io::Result<Entered> {
+        let shaking = self.shaking.take(peer.0).await;
+        let stream = self.acceptor.accept(stream).await?;
+        drop(shaking);
+        let caller = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| Caller::from_certificate(chain.first()?))
+            .map(Arc::new);
+        let place = match caller {
+            Some(_) => None,
+            None => Some(self.unknown.take(peer.0).await),
+        };
+        Ok(Entered {
+            stream,
+            caller,
+            place,
+        })
+    }
+}
+
+async fn connection(core: Arc<Core>, entered: Entered, peer: Peer, drain: Drain) {
+    let Entered {
+        stream,
+        caller,
+        place: _place,
+    } = entered;
     let head_bytes = match caller {
         Some(_) => HEAD_BYTES,
         None => HEAD_BYTES_UNKNOWN,
     };
-    let _place = caller.is_none().then_some(place);
     let service = hyper::service::service_fn({
         let drain = drain.clone();
         move |request: Request<Incoming>| {

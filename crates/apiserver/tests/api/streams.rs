@@ -263,6 +263,32 @@ async fn a_long_head_is_for_those_who_are_known() {
 }
 
 #[tokio::test]
+async fn who_is_known_comes_in_though_the_unknown_hold_all_their_places() {
+    let listening = Listening::new().await;
+    let mut roots = rustls::RootCertStore::empty();
+    let authority = listening.authority.certificate_der();
+    roots.add(authority).expect("a certificate");
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let address = listening.url.trim_start_matches("https://");
+    let mut held = Vec::new();
+    // As many as one address may have.
+    for _ in 0..256 {
+        let stream = tokio::net::TcpStream::connect(address).await;
+        let name = rustls_pki_types::ServerName::from(IpAddr::from(Ipv4Addr::LOCALHOST));
+        let stream = connector.connect(name, stream.expect("connected")).await;
+        held.push(stream.expect("a handshake"));
+    }
+    let admin = listening.admin();
+    admin.apiserver_version().await.expect("it is served");
+    drop(held);
+    let nobody = listening.client(json!({}));
+    nobody.apiserver_version().await.expect("there is a place");
+}
+
+#[tokio::test]
 async fn garbage_on_the_port_does_no_harm() {
     let listening = Listening::new().await;
     let address = listening.url.trim_start_matches("https://").to_owned();
