@@ -224,14 +224,22 @@ impl Inner {
 
     /// After a keeper is gone. One that ended as it should has left nothing to do.
     fn bury(&self, sandbox: &Sandbox) -> Result<(), KeeperError> {
-        if let Some(mut dead) = Keeper::read_dead(&sandbox.directory)? {
-            dead.bury(&sandbox.directory, &self.cgroups)?;
-            for record in dead.containers {
-                let id = ContainerId(record.spec.id.clone());
-                self.note_state(sandbox, &id, &record.state);
-            }
+        let _alone = sandbox.burying.lock();
+        let mut left = Vec::new();
+        let buried = Keeper::read_dead(&sandbox.directory).and_then(|dead| {
+            let Some(mut dead) = dead else { return Ok(()) };
+            let buried = dead.bury(&sandbox.directory, &self.cgroups);
+            left = dead.containers;
+            buried
+        });
+        for record in sandbox.end(left) {
+            self.listeners.tell(&Event::Container {
+                sandbox: sandbox.id.clone(),
+                container: ContainerId(record.spec.id),
+                state: record.state,
+            });
         }
-        Ok(())
+        buried
     }
 
     fn note_state(&self, sandbox: &Sandbox, id: &ContainerId, state: &runtime::ContainerState) {

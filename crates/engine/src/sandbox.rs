@@ -47,6 +47,8 @@ pub(crate) struct Sandbox {
     pub(crate) address: Option<Ipv4Addr>,
     /// Held while it is being stopped or removed.
     pub(crate) ending: tokio::sync::Mutex<()>,
+    /// Held while what its keeper left is put in order: who stops it and who follows it both do.
+    pub(crate) burying: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -120,6 +122,7 @@ impl Sandbox {
             created_at: record.created_at,
             address,
             ending: tokio::sync::Mutex::default(),
+            burying: Mutex::default(),
             state: Mutex::new(State {
                 link,
                 containers: BTreeMap::new(),
@@ -160,8 +163,16 @@ impl Sandbox {
         !matches!(self.link(), Link::Ended)
     }
 
-    pub(crate) fn forget_keeper(&self) {
-        self.state.lock().link = Link::Ended;
+    /// Its keeper has ended and all containers with it, in these states: nobody sees the one without the
+    /// other. Returns those that are news.
+    pub(crate) fn end(&self, containers: Vec<ContainerRecord>) -> Vec<ContainerRecord> {
+        let mut state = self.state.lock();
+        state.link = Link::Ended;
+        let is_news = |record: &ContainerRecord| {
+            let known = state.containers.get(&ContainerId(record.spec.id.clone()));
+            known.is_some_and(|container| advance(container, &record.state))
+        };
+        containers.into_iter().filter(is_news).collect()
     }
 
     /// Changes how its keeper is spoken with; false if that is over for good.

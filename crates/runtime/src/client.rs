@@ -141,12 +141,15 @@ impl Dead {
     /// Puts things in order after a keeper that was killed: what it left running is killed and its
     /// cgroups are removed, and containers that were running have exited with 255, as nobody saw how.
     /// Repeating it is harmless. It waits for the kernel; not for a thread that others wait for.
+    ///
+    /// # Errors
+    /// When something of it stays; the containers' states say that they have exited all the same.
     pub fn bury(&mut self, directory: &Path, cgroups: &Cgroups) -> Result<(), KeeperError> {
         let here = self.sandbox.boot == boot();
         if here {
             cgroups.kill(&self.sandbox.spec.cgroup);
-            cgroups.remove(&self.sandbox.spec.cgroup)?;
         }
+        let mut changed = Vec::new();
         for container in &mut self.containers {
             if let ContainerState::Running { started_at, .. } = container.state {
                 container.state = ContainerState::Exited {
@@ -157,8 +160,14 @@ impl Dead {
                     finished_at: Timestamp::now(),
                     message: None,
                 };
-                write_container(directory, container)?;
+                changed.push(&*container);
             }
+        }
+        if here {
+            cgroups.remove(&self.sandbox.spec.cgroup)?;
+        }
+        for container in changed {
+            write_container(directory, container)?;
         }
         // So that it is not asked whether it lives again.
         let _ = std::fs::remove_file(directory.join("keeper.sock"));
@@ -331,6 +340,19 @@ impl Keeper {
     /// happened before is in the records, what happens after comes from the receiver, which ends
     /// when the keeper does.
     pub async fn connect(directory: &Path) -> Result<Found, KeeperError> {
+        let found = Keeper::connect_patiently(directory);
+        tokio::time::timeout(TIMEOUT_CONNECT, found)
+            .await
+            .unwrap_or_else(|_| {
+                Err(KeeperError::Connect {
+                    directory: directory.to_owned(),
+                    source: io::ErrorKind::TimedOut.into(),
+                })
+            })
+    }
+
+    /// The same for a keeper that does not answer now: resolves when it does, or when it is gone.
+    pub async fn connect_patiently(directory: &Path) -> Result<Found, KeeperError> {
         let failed = |source: io::Error| KeeperError::Connect {
             directory: directory.to_owned(),
             source,
@@ -357,9 +379,8 @@ impl Keeper {
             shared,
             requests,
         };
-        let (pid, sandbox, containers) = tokio::time::timeout(TIMEOUT_CONNECT, keeper.look())
-            .await
-            .map_err(|_| failed(io::ErrorKind::TimedOut.into()))??;
+        let reply = keeper.ask_patiently(Call::List).await?;
+        let (pid, sandbox, containers) = keeper.seen(reply)?;
         keeper.pid = pid;
         Ok((keeper, sandbox, containers, events))
     }
@@ -421,12 +442,12 @@ impl Keeper {
 
     /// The sandbox and all of its containers, as they are now.
     pub async fn list(&self) -> Result<(SandboxRecord, Vec<ContainerRecord>), KeeperError> {
-        let (_, sandbox, containers) = self.look().await?;
+        let (_, sandbox, containers) = self.seen(self.ask(Call::List).await?)?;
         Ok((sandbox, containers))
     }
 
-    async fn look(&self) -> Result<(i32, SandboxRecord, Vec<ContainerRecord>), KeeperError> {
-        match self.call(Call::List).await?.0 {
+    fn seen(&self, list: Reply) -> Result<(i32, SandboxRecord, Vec<ContainerRecord>), KeeperError> {
+        match list.result? {
             Answer::Sandbox {
                 sandbox,
                 pid,

@@ -42,7 +42,6 @@ impl Inner {
             sandbox.relink(Link::Silent);
             events = None;
         }
-        sandbox.forget_keeper();
         if let Err(error) = self.tidy(&sandbox).await {
             tracing::warn!(sandbox = sandbox.id.0, %error, "what a keeper left is not in order");
         }
@@ -54,7 +53,13 @@ impl Inner {
         let (mut pause, longest) = PAUSES;
         let mut is_silent = false;
         while sandbox.is_alive() {
-            match Keeper::connect(&sandbox.directory).await {
+            // One connection that waits: each one that is given up stays in the keeper's queue, and a
+            // keeper whose queue is full cannot even be found out and killed.
+            let found = match is_silent {
+                true => Keeper::connect_patiently(&sandbox.directory).await,
+                false => Keeper::connect(&sandbox.directory).await,
+            };
+            match found {
                 Ok((keeper, _, containers, events)) => {
                     if is_silent {
                         tracing::info!(sandbox = sandbox.id.0, "its keeper answers again");

@@ -155,7 +155,6 @@ impl Inner {
                 result => result.map_err(|error| machine("end the keeper of", name, error))?,
             },
         }
-        sandbox.forget_keeper();
         self.tidy(sandbox)
             .await
             .map_err(|error| machine("clear up after", name, error))

@@ -483,6 +483,12 @@ pub(crate) async fn a_killed_keeper_is_noticed() {
     let pid = keeper("later").await;
     drop(engine);
     kill(pid);
+    // Who followed it still does in this process, and must not be in the way of who comes next.
+    while let Some(event) = events.recv().await {
+        if matches!(event, Event::SandboxGone(gone) if gone == id("later")) {
+            break;
+        }
+    }
     let engine = house.engine().await;
     for name in ["now", "later"] {
         let status = engine.sandbox(&id(name)).await.expect("known");

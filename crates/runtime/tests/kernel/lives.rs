@@ -347,15 +347,18 @@ pub(crate) async fn a_keeper_that_does_not_answer_is_given_up() {
         sandbox.keeper.exec("c", exec(&["true"]))
     );
     let later = sandbox.keeper.list().await;
-    kill_process(process, Signal::CONT).expect("continued");
+    let hurried = Keeper::connect(&sandbox.directory).await;
+    let patient = Keeper::connect_patiently(&sandbox.directory);
+    let (patient, ()) = futures::join!(patient, async {
+        kill_process(process, Signal::CONT).expect("continued");
+    });
     let says = |error: KeeperError| matches!(error, KeeperError::Silent { .. });
     assert!(signalled.is_err_and(says));
     // What others wait for will not come through this connection either.
     assert!(executed.is_err_and(says));
     assert!(later.is_err_and(says));
-    let (keeper, ..) = Keeper::connect(&sandbox.directory)
-        .await
-        .expect("it goes on");
+    assert!(hurried.is_err_and(|error| !error.means_dead()));
+    let (keeper, ..) = patient.expect("it goes on");
     keeper.signal("c", libc::SIGKILL).await.expect("it answers");
     keeper.end().await.expect("ended");
     house.left_empty();
