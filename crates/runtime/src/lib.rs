@@ -19,6 +19,7 @@
 
 pub mod cgroup;
 mod client;
+mod dead;
 mod descriptors;
 mod keeper;
 mod program;
@@ -27,7 +28,8 @@ mod record;
 mod seccomp;
 mod spec;
 
-pub use client::{Dead, Exec, Found, Keeper, KeeperError, StreamEnds};
+pub use client::{Exec, Found, Keeper, KeeperError, StreamEnds};
+pub use dead::Dead;
 pub use keeper::keeper_main;
 pub use protocol::{Event, Refusal, RefusalKind};
 pub use record::{
