@@ -24,6 +24,7 @@ use crate::encode::Head;
 use crate::heavy::{Heavy, Load};
 use crate::meta::Meta;
 use crate::options::Accept;
+use crate::places::Unproven;
 use crate::route::{Query, RequestInfo};
 use crate::status::{Failure, ResourceName};
 use crate::token::Tokens;
@@ -498,10 +499,14 @@ fn authenticate(core: &Core, parts: &mut http::request::Parts) -> Result<Arc<Cal
     let Some(token) = token else {
         return Ok(Arc::new(Caller::anonymous()));
     };
-    core.tokens
+    let verified = core
+        .tokens
         .authenticate(core, &token, &[])
-        .map(|verified| Arc::new(verified.caller))
-        .map_err(|error| refused(&error))
+        .map_err(|error| refused(&error))?;
+    if let Some(unproven) = parts.extensions.get::<Unproven>() {
+        unproven.proven();
+    }
+    Ok(Arc::new(verified.caller))
 }
 
 fn impersonate(

@@ -22,6 +22,22 @@ pub(crate) struct Places {
     shares: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
 }
 
+/// What a connection holds until its peer shows who it is, or until it ends. Clones hold the same
+/// place.
+#[derive(Clone, Default)]
+pub(crate) struct Unproven(Arc<Mutex<Option<Place>>>);
+
+impl Unproven {
+    pub(crate) fn new(place: Option<Place>) -> Unproven {
+        Unproven(Arc::new(Mutex::new(place)))
+    }
+
+    /// A request showed who the peer is.
+    pub(crate) fn proven(&self) {
+        self.0.lock().take();
+    }
+}
+
 /// A place, until this is dropped.
 pub(crate) struct Place {
     _share: OwnedSemaphorePermit,
@@ -90,6 +106,20 @@ mod tests {
         drop(taken);
         assert!(take(3).is_some());
         assert_eq!(places.shares.lock().len(), 1, "of whom nobody is there");
+        assert_eq!(places.all.available_permits(), PLACES);
+    }
+
+    #[test]
+    fn who_shows_who_it_is_gives_its_place_to_another() {
+        let places = Places::new();
+        let take = || places.take(address(1)).now_or_never();
+        let taken: Vec<Unproven> = (0..SHARE).map(|_| Unproven::new(take())).collect();
+        assert!(take().is_none());
+        let request = taken[0].clone();
+        request.proven();
+        request.proven();
+        assert!(take().is_some());
+        drop(taken);
         assert_eq!(places.all.available_permits(), PLACES);
     }
 

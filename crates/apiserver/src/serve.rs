@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::Body;
 use crate::caller::{Caller, Certified};
 use crate::handle::{Core, respond};
-use crate::places::{Place, Places};
+use crate::places::{Places, Unproven};
 use crate::together::{Collected, Together};
 
 /// Connections that may be open at once; further peers wait in the listener's backlog.
@@ -162,8 +162,8 @@ struct Door {
     acceptor: TlsAcceptor,
     /// Places for handshakes.
     shaking: Places,
-    /// Places for those who have shown no certificate. Apart from the others, so that whoever holds
-    /// them all keeps out nobody who has one.
+    /// Places for those who have shown no certificate, until they show a token. Apart from the others,
+    /// so that whoever holds them all keeps out nobody who has one.
     unknown: Places,
 }
 
@@ -173,7 +173,7 @@ struct Entered {
     /// Who it is, by its certificate.
     caller: Option<Arc<Caller>>,
     /// What it holds without one.
-    place: Option<Place>,
+    unproven: Unproven,
 }
 
 impl Door {
@@ -194,7 +194,7 @@ impl Door {
         Ok(Entered {
             stream,
             caller,
-            place,
+            unproven: Unproven::new(place),
         })
     }
 }
@@ -203,7 +203,7 @@ async fn connection(core: Arc<Core>, entered: Entered, peer: Peer, drain: Drain)
     let Entered {
         stream,
         caller,
-        place: _place,
+        unproven,
     } = entered;
     let head_bytes = match caller {
         Some(_) => HEAD_BYTES,
@@ -213,9 +213,11 @@ async fn connection(core: Arc<Core>, entered: Entered, peer: Peer, drain: Drain)
         let drain = drain.clone();
         move |request: Request<Incoming>| {
             let (core, caller, drain) = (core.clone(), caller.clone(), drain.clone());
+            let unproven = unproven.clone();
             async move {
                 let mut request = request.map(Body::new);
                 request.extensions_mut().insert(Certified(caller));
+                request.extensions_mut().insert(unproven);
                 request.extensions_mut().insert(drain);
                 request.extensions_mut().insert(peer);
                 Ok::<_, Infallible>(respond(core, None, request).await)

@@ -243,6 +243,22 @@ async fn certificates_and_tokens_are_identities_and_draining_ends_watches() {
 }
 
 #[tokio::test]
+async fn who_shows_a_token_needs_no_place_of_those_who_are_not_known() {
+    let listening = Listening::new().await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let answer = listening.house.post(path, json!({})).await.expect_code(201);
+    let user = json!({"token": answer.body["status"]["token"]});
+    // More than one address has places for those who have shown nothing. Each keeps its connection.
+    let mut accounts = Vec::new();
+    for _ in 0..300 {
+        let account = listening.client(user.clone());
+        let version = account.apiserver_version().await.expect("a version");
+        assert_eq!(version.minor, "36");
+        accounts.push(account);
+    }
+}
+
+#[tokio::test]
 async fn a_long_head_is_for_those_who_are_known() {
     let listening = Listening::new().await;
     let admin = listening.admin();
