@@ -16,6 +16,10 @@ use crate::worker::{Done, Job, Mode, Worker};
 /// most often its containers run by then, and one write does for all. People do not see the difference,
 /// but many pods at once are ready much sooner.
 const PROGRESS_SHOWN_AFTER: SignedDuration = SignedDuration::from_millis(500);
+/// A container that has ended and is being started again shows so when it does not run by then: most
+/// often it does, and the pod's traffic is not sent elsewhere and back. Upstream's node looks once in a
+/// second, and tools count on seeing the state before a change right after they made it.
+const RESTART_SHOWN_AFTER: SignedDuration = SignedDuration::from_millis(100);
 
 /// Where the status in the API stands.
 #[derive(Debug)]
@@ -28,6 +32,7 @@ pub(crate) struct Report {
     retry_at: Option<Timestamp>,
     begun_at: Option<Timestamp>,
     ground_since: Option<Timestamp>,
+    restarting_since: Option<Timestamp>,
 }
 
 impl Report {
@@ -39,6 +44,7 @@ impl Report {
             retry_at: None,
             begun_at: None,
             ground_since: None,
+            restarting_since: None,
         }
     }
 
@@ -85,7 +91,7 @@ impl Worker {
             self.look_again_at(at);
             return;
         }
-        if !self.shows_beginning() {
+        if !self.shows_beginning() || !self.shows_restart() {
             return;
         }
         let Some(patch) = self.difference() else {
@@ -160,7 +166,37 @@ impl Worker {
         }
         let now = self.context.now();
         let since = *self.report.begun_at.get_or_insert(now);
-        self.is_time_to_show(since, now)
+        self.is_time_to_show(since, PROGRESS_SHOWN_AFTER, now)
+    }
+
+    /// Whether the status shows that a container has ended which is being started again.
+    fn shows_restart(&mut self) -> bool {
+        if !matches!(self.mode, Mode::Running) || !self.is_restarting() {
+            self.report.restarting_since = None;
+            return true;
+        }
+        let now = self.context.now();
+        let since = *self.report.restarting_since.get_or_insert(now);
+        let shown = self.is_time_to_show(since, RESTART_SHOWN_AFTER, now);
+        self.report.settled &= shown;
+        shown
+    }
+
+    /// Whether any container has ended and is about to run again, as nothing is in its way.
+    fn is_restarting(&self) -> bool {
+        self.locals.iter().any(|(name, local)| {
+            let attempts = self.observed.containers.get(name);
+            let has_exited = |attempt: &Option<Attempt>| {
+                let attempt = attempt.as_ref();
+                attempt.is_some_and(Attempt::has_exited)
+            };
+            local.busy.is_some()
+                && attempts.is_some_and(|attempts| {
+                    let current = attempts.current.as_ref();
+                    !current.is_some_and(Attempt::is_running)
+                        && (has_exited(&attempts.current) || has_exited(&attempts.previous))
+                })
+        })
     }
 
     /// Whether a container runs or has, or waits for something that people should know.
@@ -172,10 +208,8 @@ impl Worker {
         any_run || self.locals.values().any(|local| local.waiting.is_some())
     }
 
-    fn is_time_to_show(&mut self, since: Timestamp, now: Timestamp) -> bool {
-        let shown_from = since
-            .saturating_add(PROGRESS_SHOWN_AFTER)
-            .unwrap_or(Timestamp::MAX);
+    fn is_time_to_show(&mut self, since: Timestamp, after: SignedDuration, now: Timestamp) -> bool {
+        let shown_from = since.saturating_add(after).unwrap_or(Timestamp::MAX);
         if now >= shown_from {
             return true;
         }
@@ -208,7 +242,7 @@ impl Worker {
             let mut ready = conditions.filter(|known| known.type_ == "PodReadyToStartContainers");
             ready.any(|known| known.status == "True")
         });
-        is_known || self.has_news() || self.is_time_to_show(since, now)
+        is_known || self.has_news() || self.is_time_to_show(since, PROGRESS_SHOWN_AFTER, now)
     }
 }
 

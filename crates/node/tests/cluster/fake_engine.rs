@@ -391,6 +391,8 @@ impl Engine for FakeEngine {
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), Error> {
+        // About what it takes in earnest, so that what others see meanwhile is seen.
+        tokio::time::sleep(Duration::from_millis(20)).await;
         let mut state = self.0.lock();
         let container = state.container(id)?;
         let command = container.spec.command.clone().unwrap_or_default();

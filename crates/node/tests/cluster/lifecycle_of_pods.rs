@@ -1,6 +1,7 @@
 //! What becomes of pods.
 
-use k8s_openapi::api::core::v1::ConfigMap;
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
@@ -367,6 +368,11 @@ async fn a_new_image_replaces_the_container() {
     let spec = json!({"containers": [{"name": "c", "image": "app:1"}]});
     house.run("web", spec).await;
     house.until_ready("web").await;
+    let pods: kube::Api<Pod> = house.api();
+    let before = pods.get("web").await.expect("is read");
+    let version = before.metadata.resource_version.unwrap_or_default();
+    let seen = pods.watch(&Default::default(), &version).await;
+    let mut seen = std::pin::pin!(seen.expect("a watch"));
     let image = json!({"spec": {"containers": [{"name": "c", "image": "app:2"}]}});
     house.patch("web", image).await;
     let pod = house
@@ -375,6 +381,18 @@ async fn a_new_image_replaces_the_container() {
             state["restartCount"] == 1 && state["state"]["running"].is_object()
         })
         .await;
+    // It was back at once: nobody has seen it away.
+    loop {
+        let event = seen.next().await.expect("an event").expect("an event");
+        let kube::core::WatchEvent::Modified(then) = event else {
+            panic!("{event:?}");
+        };
+        let then = json!(then);
+        assert_eq!(condition(&then, "Ready")["status"], "True", "{then:#}");
+        if then["metadata"]["resourceVersion"] == pod["metadata"]["resourceVersion"] {
+            break;
+        }
+    }
     assert_eq!(container(&pod, "c")["image"], "docker.io/library/app:2");
     house
         .until_said(
