@@ -25,6 +25,8 @@ use tokio_rustls::client::TlsStream;
 /// Everything is measured in a namespace of its own.
 pub(crate) const NAMESPACE: &str = "wharf-bench";
 
+/// Requests that Kubernetes 1.36 lets one HTTP/2 connection have open.
+const STREAMS: usize = 100;
 /// Bytes that are read from a connection at once.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -106,26 +108,27 @@ impl Api {
         })
     }
 
-    /// Begins `count` watches over one HTTP/2 connection.
+    /// Begins `count` watches over as few HTTP/2 connections as a genuine server allows.
     pub(crate) async fn watches_together(
         &self,
         path: &str,
         count: usize,
     ) -> anyhow::Result<Vec<Watch>> {
-        let stream = self.stream(&self.tls_http2).await?;
-        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
-        tokio::spawn(connection);
         let address = format!("https://{}{path}", self.address);
         let mut watches = Vec::new();
-        for _ in 0..count {
-            sender.ready().await?;
-            let asked = request(Method::GET, &address, &self.address, Bytes::new())?;
-            watches.push(Watch {
-                body: watched(path, sender.send_request(asked).await?)?,
-                buffer: Vec::new(),
-                driver: None,
-                _sender: None,
-            });
+        while watches.len() < count {
+            let stream = self.stream(&self.tls_http2).await?;
+            let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
+            tokio::spawn(connection);
+            for _ in watches.len()..count.min(watches.len() + STREAMS) {
+                let asked = request(Method::GET, &address, &self.address, Bytes::new())?;
+                watches.push(Watch {
+                    body: watched(path, sender.send_request(asked).await?)?,
+                    buffer: Vec::new(),
+                    driver: None,
+                    _sender: None,
+                });
+            }
         }
         Ok(watches)
     }

@@ -14,8 +14,8 @@ const ROUNDS: usize = 40;
 /// About what the event below has on the wire.
 const EVENT_BYTES: usize = 600;
 
-/// Three figures: each watcher on a connection of its own, as 200 clients would have them; all over one
-/// HTTP/2 connection, as one client has them; and what of the first is the kernel's.
+/// Three figures: each watcher on a connection of its own, as 200 clients would have them; all
+/// over shared HTTP/2 connections, as client-go has them; and what of the first is the kernel's.
 pub(crate) async fn one_event(api: &Api, count: usize) -> anyhow::Result<Vec<Figure>> {
     let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
     let mut connection = api.connect().await?;
@@ -38,7 +38,7 @@ pub(crate) async fn one_event(api: &Api, count: usize) -> anyhow::Result<Vec<Fig
     Ok(vec![
         Figure::duration(format!("{name}, the last, p50"), alone),
         Figure::duration(
-            format!("{name} of one HTTP/2 connection, the last, p50"),
+            format!("{name} that share HTTP/2 connections, the last, p50"),
             together,
         ),
         Figure::duration(
