@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use http::Method;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 
 use crate::api::{Api, NAMESPACE, Watch};
 use crate::report::{Figure, median};
@@ -72,15 +74,26 @@ async fn rounds(
             .collect();
         let started = Instant::now();
         connection.ask(Method::POST, path, Some(&object)).await?;
-        let mut last = started;
-        for reader in readers {
-            let (watch, received) = reader.await??;
-            last = last.max(received);
-            watches.push(watch);
-        }
+        let last;
+        (watches, last) = all_have_read(readers).await?;
         times.push(last - started);
     }
     Ok(median(times))
+}
+
+/// A reader, which takes its connection back with it, and when it had read.
+type Reading<C> = JoinHandle<anyhow::Result<(C, Instant)>>;
+
+/// The connections again, and when the last one had been read from.
+async fn all_have_read<C>(readers: Vec<Reading<C>>) -> anyhow::Result<(Vec<C>, Instant)> {
+    let (mut connections, mut times) = (Vec::new(), Vec::new());
+    for reader in readers {
+        let (connection, received) = reader.await??;
+        connections.push(connection);
+        times.push(received);
+    }
+    let last = times.into_iter().max().context("nobody reads")?;
+    Ok((connections, last))
 }
 
 /// The same bytes to as many connections without TLS, HTTP and a server: what no server on this
@@ -110,12 +123,8 @@ async fn bare(count: usize) -> anyhow::Result<Duration> {
         for writer in &mut writers {
             writer.write_all(&[b'x'; EVENT_BYTES]).await?;
         }
-        let mut last = started;
-        for reader in reading {
-            let (reader, received) = reader.await??;
-            last = last.max(received);
-            readers.push(reader);
-        }
+        let last;
+        (readers, last) = all_have_read(reading).await?;
         times.push(last - started);
     }
     Ok(median(times))

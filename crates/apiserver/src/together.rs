@@ -126,6 +126,8 @@ impl<C: Future + Unpin, S: AsyncWrite + Unpin> Future for Together<C, S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -183,7 +185,9 @@ mod tests {
         tokio::spawn(Together::new(connection, Some(stream)));
         for _ in 0..3 {
             sender.send(()).expect("a connection");
-            assert_eq!(far.read_u8().await.expect("a letter"), b'x');
+            let letter = tokio::time::timeout(Duration::from_secs(10), far.read_u8());
+            let letter = letter.await.expect("it goes out");
+            assert_eq!(letter.expect("a letter"), b'x');
         }
     }
 
